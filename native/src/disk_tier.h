@@ -1,0 +1,91 @@
+// The disk tier: reads the pieces of an expert from its files, several at a time, and hands each piece over on the I/O
+// thread that read it. Owns the I/O threads and their aligned buffers; knows nothing of slots or ggml.
+#pragma once
+
+#include "platform.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace pye {
+
+// One contiguous run of bytes in a file.
+struct Segment {
+    uint32_t file   = 0;
+    uint64_t offset = 0;
+    uint64_t size   = 0;
+};
+
+class DiskTier {
+  public:
+    // Called on an I/O thread with the bytes of segment `piece` of load `tag`.
+    using Place = std::function<void(uint64_t tag, uint32_t piece, const uint8_t * bytes)>;
+
+    struct Landed {
+        uint64_t    tag = 0;
+        bool        ok  = false;
+        std::string why; // of a failure
+    };
+
+    struct Counters {
+        std::atomic<uint64_t> reads{0}, bytes{0}, errors{0}, busy_ns{0};
+    };
+
+    // Takes the files over. `largest` is the size of the largest segment, bytes.
+    DiskTier(std::vector<platform::File> files, uint64_t largest, uint32_t n_thread, Place place);
+    ~DiskTier(); // finishes what runs, drops what waits
+
+    DiskTier(const DiskTier &)             = delete;
+    DiskTier & operator=(const DiskTier &) = delete;
+
+    void   load_begin(uint64_t tag, const std::vector<Segment> & pieces);
+    Landed load_wait();                 // blocks; call only while loads are under way
+    bool   load_poll(Landed * landed);  // takes a finished load if there is one
+
+    // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
+    void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
+
+    // Fault injection: after `after` more loads, the next `n` fail.
+    void inject_errors(uint64_t after, uint64_t n);
+
+    const Counters & counters() const { return counters_; }
+
+  private:
+    struct Load {
+        uint64_t              tag;
+        std::vector<Segment>  pieces;
+        uint32_t              left;
+        bool                  poisoned = false;
+        std::string           why;
+    };
+    struct Task {
+        Load *   load;
+        uint32_t piece;
+    };
+
+    void run();
+    void one(const Task & task, uint8_t * buffer);
+    std::string fetch(const Segment & segment, uint8_t * buffer, const uint8_t ** bytes);
+
+    std::vector<platform::File> files_;
+    Place                       place_;
+    uint64_t                    buffer_size_ = 0;
+
+    std::mutex               mutex_;
+    std::condition_variable  work_, done_;
+    std::deque<Task>         tasks_;
+    std::deque<Landed>       landed_;
+    bool                     stop_ = false;
+    uint64_t                 inject_after_ = 0, inject_n_ = 0;
+    std::vector<std::thread> threads_;
+    Counters                 counters_;
+};
+
+} // namespace pye

@@ -1,0 +1,236 @@
+#include "engine.h"
+
+#include "backend.h"
+#include "error.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+namespace pye {
+
+namespace {
+
+constexpr size_t   kEvents    = 1 << 16;
+constexpr uint32_t kIoThreads = 4; // deep enough for an NVMe queue, few enough to leave the cores to the kernels
+
+} // namespace
+
+Engine::Engine(const std::string & path)
+    : index_(read_expert_index(path)), buft_(expert_buffer_type(this)), events_(kEvents), owner_(platform::process_id()) {
+    for (const std::string & p : index_.paths) {
+        files_.push_back(platform::open_file(p));
+        direct_ = direct_ && files_.back().direct;
+    }
+}
+
+Engine::~Engine() {
+    close();
+    for (auto & f : files_) {
+        platform::close_file(f);
+    }
+}
+
+void Engine::start(uint64_t budget) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (disk_ || closed_) {
+        throw Error(PYE_E_STATE, "the engine has been started already");
+    }
+    slots_for(budget);
+    for (const ShapeClass & c : index_.classes) {
+        Class k;
+        k.arena = std::make_unique<SlotArena>(c, index_.layers[c.layers[0]], c.n_expert, index_.n_expert_used);
+        k.store = std::make_unique<SlotStore>(c.n_expert);
+        classes_.push_back(std::move(k));
+    }
+    apply_budget(budget);
+    disk_ = std::make_unique<DiskTier>(std::move(files_), index_.largest_piece(), kIoThreads,
+                                       [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
+                                           classes_[tag >> 32].arena->write(static_cast<uint32_t>(tag), piece, bytes);
+                                       });
+    files_.clear();
+}
+
+void Engine::close() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
+    if (owner_ != platform::process_id()) {
+        (void) disk_.release(); // a forked child has no I/O threads to join; the memory is not its own either
+        return;
+    }
+    disk_.reset();
+    classes_.clear();
+}
+
+uint64_t Engine::least_budget() const {
+    uint64_t n = 0;
+    for (const ShapeClass & c : index_.classes) {
+        n += c.stride;
+    }
+    return n;
+}
+
+// Every class gets its share of the budget by bytes, and at least one slot; what rounding leaves goes to whoever fits.
+std::vector<uint32_t> Engine::slots_for(uint64_t budget) const {
+    const uint64_t total = index_.slot_bytes();
+    if (budget < least_budget()) {
+        throw Error(PYE_E_BUDGET, "an expert budget of " + std::to_string(budget) + " bytes is too small for this model: at least " +
+                                      std::to_string(least_budget()) + " bytes are needed");
+    }
+    const double          share = std::min(1.0, static_cast<double>(budget) / static_cast<double>(total));
+    std::vector<uint32_t> n;
+    uint64_t              left = std::min(budget, total);
+    for (const ShapeClass & c : index_.classes) {
+        n.push_back(std::max<uint32_t>(1, static_cast<uint32_t>(share * c.n_expert)));
+        left -= std::min(left, n.back() * c.stride);
+    }
+    for (bool given = true; given;) {
+        given = false;
+        for (size_t i = 0; i < n.size(); ++i) {
+            if (n[i] < index_.classes[i].n_expert && index_.classes[i].stride <= left) {
+                left -= index_.classes[i].stride;
+                ++n[i];
+                given = true;
+            }
+        }
+    }
+    return n;
+}
+
+void Engine::apply_budget(uint64_t budget) {
+    const auto n = slots_for(budget);
+    for (size_t i = 0; i < classes_.size(); ++i) {
+        for (uint32_t slot : classes_[i].store->resize(n[i])) {
+            classes_[i].arena->release(slot);
+        }
+    }
+}
+
+void Engine::set_ram_budget(uint64_t budget) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_usable();
+    apply_budget(budget);
+}
+
+void Engine::set_priorities(const float * values, size_t n) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_usable();
+    uint32_t widest = 0;
+    for (const ExpertLayer & l : index_.layers) {
+        widest = std::max(widest, l.n_expert);
+    }
+    if (n != index_.layers.size() * widest) {
+        throw Error(PYE_E_ARGUMENT, "priorities must be " + std::to_string(index_.layers.size()) + " x " +
+                                        std::to_string(widest) + " floats");
+    }
+    for (size_t c = 0; c < classes_.size(); ++c) {
+        std::vector<float> of_class(index_.classes[c].n_expert);
+        for (uint32_t l : index_.classes[c].layers) {
+            const ExpertLayer & layer = index_.layers[l];
+            std::copy_n(values + size_t(l) * widest, layer.n_expert, of_class.begin() + layer.first);
+        }
+        classes_[c].store->set_priorities(of_class);
+    }
+}
+
+void Engine::inject_read_errors(uint64_t after, uint64_t n) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_usable();
+    disk_->inject_errors(after, n);
+}
+
+size_t Engine::events(pye_event * out, size_t capacity) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return events_.take(out, capacity);
+}
+
+pye_info Engine::info() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    pye_info                    i = {};
+    std::set<std::string>       layouts;
+    for (size_t c = 0; c < classes_.size(); ++c) {
+        for (uint32_t p = 0; p < index_.layers[index_.classes[c].layers[0]].matrices.size(); ++p) {
+            layouts.insert(classes_[c].arena->layout(p));
+        }
+    }
+    std::string kernels;
+    for (const std::string & l : layouts) {
+        kernels += (kernels.empty() ? "" : ", ") + l;
+    }
+    strncpy(i.architecture, index_.architecture.c_str(), sizeof i.architecture - 1);
+    strncpy(i.kernels, kernels.c_str(), sizeof i.kernels - 1);
+    i.n_layer       = static_cast<int32_t>(index_.layers.size());
+    i.n_expert_used = static_cast<int32_t>(index_.n_expert_used);
+    i.n_class       = static_cast<int32_t>(index_.classes.size());
+    i.n_file        = static_cast<int32_t>(index_.paths.size());
+    i.direct_io     = direct_;
+    i.file_bytes    = index_.file_bytes;
+    i.expert_bytes  = index_.expert_bytes;
+    i.slot_bytes    = index_.slot_bytes();
+    i.least_budget  = least_budget();
+    for (const ExpertLayer & l : index_.layers) {
+        i.n_expert = std::max(i.n_expert, static_cast<int32_t>(l.n_expert));
+        i.n_experts_total += l.n_expert;
+        for (const ExpertMatrix & m : l.matrices) {
+            i.expert_used_bytes += m.bytes * index_.n_expert_used;
+        }
+    }
+    return i;
+}
+
+pye_stats Engine::stats() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    pye_stats                   s = stats_;
+    if (disk_) {
+        const auto & d = disk_->counters();
+        s.bytes_read   = d.bytes.load(std::memory_order_relaxed);
+        s.reads        = d.reads.load(std::memory_order_relaxed);
+        s.read_errors  = d.errors.load(std::memory_order_relaxed);
+        s.load_ns      = d.busy_ns.load(std::memory_order_relaxed);
+    }
+    for (const Class & c : classes_) {
+        s.resident += c.store->n_resident();
+        s.resident_bytes += c.store->n_resident() * c.arena->stride();
+        s.slots += c.store->n_slot();
+        s.budget_bytes += c.store->n_slot() * c.arena->stride();
+    }
+    s.events_lost = events_.lost();
+    return s;
+}
+
+void Engine::fail(int32_t code, const std::string & why) {
+    std::lock_guard<std::mutex> lock(failure_mutex_);
+    if (failure_code_ == PYE_OK) {
+        failure_code_ = code;
+        failure_      = why;
+    }
+}
+
+int32_t Engine::take_failure(std::string * why) {
+    std::lock_guard<std::mutex> lock(failure_mutex_);
+    const int32_t code = failure_code_;
+    *why               = failure_;
+    failure_code_      = PYE_OK;
+    failure_.clear();
+    return code;
+}
+
+void Engine::read_tensor(const ExpertMatrix & m, uint64_t from, uint64_t size, void * to) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_usable();
+    disk_->read(m.data, from, size, to);
+}
+
+void Engine::check_usable() const {
+    if (closed_) {
+        throw Error(PYE_E_STATE, "the model's experts are closed");
+    }
+    if (!disk_) {
+        throw Error(PYE_E_STATE, "the engine has not been started");
+    }
+    if (owner_ != platform::process_id()) {
+        throw Error(PYE_E_STATE, "this process was forked after the model was opened; open the model after the fork");
+    }
+}
+
+} // namespace pye

@@ -1,0 +1,79 @@
+// One model's experts: the index, the slots of every shape class, the disk tier, counters. The expert FFN asks it for
+// residency; nothing here knows graphs.
+#pragma once
+
+#include "disk_tier.h"
+#include "event_ring.h"
+#include "expert_index.h"
+#include "pyengine.h"
+#include "slot_arena.h"
+#include "slot_store.h"
+
+#include "ggml-backend-impl.h"
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace pye {
+
+class Engine : public std::enable_shared_from_this<Engine> {
+  public:
+    explicit Engine(const std::string & path);
+    ~Engine();
+
+    void start(uint64_t budget);
+    void close(); // stops I/O; computing afterwards fails
+    void set_ram_budget(uint64_t budget);
+    void set_priorities(const float * values, size_t n);
+    void inject_read_errors(uint64_t after, uint64_t n);
+    size_t events(pye_event * out, size_t capacity);
+
+    pye_info    info() const;
+    pye_stats   stats() const;
+    const ExpertIndex & index() const { return index_; }
+
+    // Remember why computing failed; the first reason since the last take stays.
+    void    fail(int32_t code, const std::string & why);
+    int32_t take_failure(std::string * why);
+
+    // Experts' bytes as they are in the file, for readers that want a tensor as a whole. Throws Error.
+    void read_tensor(const ExpertMatrix & m, uint64_t from, uint64_t size, void * to) const;
+
+    ggml_backend_buffer_type * buffer_type() { return &buft_; }
+
+  private:
+    friend class LayerStep;
+    friend class ExpertFfn;
+
+    struct Class {
+        std::unique_ptr<SlotArena> arena;
+        std::unique_ptr<SlotStore> store;
+    };
+
+    std::vector<uint32_t> slots_for(uint64_t budget) const; // by class; throws Error(PYE_E_BUDGET)
+    void apply_budget(uint64_t budget);
+    uint64_t least_budget() const;
+    void check_usable() const; // throws Error if not started, closed, or in a forked child
+
+    ExpertIndex                index_;
+    std::vector<platform::File> files_; // until start() gives them to the disk tier
+    bool                       direct_ = true;
+    ggml_backend_buffer_type   buft_   = {};
+
+    mutable std::mutex         mutex_; // everything below; held for the whole of an expert FFN
+    std::vector<Class>         classes_;
+    std::unique_ptr<DiskTier>  disk_;
+    EventRing                  events_;
+    pye_stats                  stats_ = {};
+    bool                       closed_ = false;
+    int64_t                    owner_  = 0; // process that opened us
+
+    std::mutex                 failure_mutex_;
+    int32_t                    failure_code_ = PYE_OK;
+    std::string                failure_;
+};
+
+} // namespace pye

@@ -1,0 +1,56 @@
+// Computes expert FFNs: the selected ids become slots, and the stock CPU kernels run on the slots. One object per stream
+// (llama_context). Owns scratch memory and the walk over the graph; residency belongs to LayerStep.
+#pragma once
+
+#include "engine.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+
+#include <vector>
+
+namespace pye {
+
+struct FfnChain;
+class LayerStep;
+
+class ExpertFfn {
+  public:
+    ExpertFfn();
+    ~ExpertFfn();
+
+    ExpertFfn(const ExpertFfn &)             = delete;
+    ExpertFfn & operator=(const ExpertFfn &) = delete;
+
+    void        set_n_threads(int n);
+    void        set_abort_callback(ggml_abort_callback callback, void * data);
+    ggml_status compute(ggml_cgraph * graph);
+
+  private:
+    struct Aborted {};
+
+    void run_chain(ggml_cgraph * graph, const FfnChain & chain, int end);
+    bool run_resident(ggml_cgraph * graph, const FfnChain & chain, int end, const LayerStep & step);
+    void run_passes(ggml_cgraph * graph, const FfnChain & chain, int end, LayerStep & step);
+    void run_pass(ggml_cgraph * graph, const FfnChain & chain, const LayerStep & step,
+                  const std::vector<uint32_t> & experts, const std::vector<const char *> & inputs);
+    void run_nodes(ggml_cgraph * graph, int begin, int end);
+    void run(ggml_cgraph * graph);
+    void read_ids(const ggml_tensor * ids);
+    ggml_context * fresh_context();
+
+    ggml_backend_t      cpu_;
+    ggml_abort_callback abort_      = nullptr;
+    void *              abort_data_ = nullptr;
+    Engine *            engine_     = nullptr; // of the graph being computed; its lock is held
+
+    // Reused from call to call, so that a step allocates nothing.
+    std::vector<char>     arena_;   // ggml structs
+    std::vector<char>     scratch_; // activations of a pass
+    std::vector<char>     inputs_;  // copies of the FFN's inputs
+    std::vector<int32_t>  ids_;     // [n_tokens][n_used], expert ids
+    std::vector<int32_t>  slots_;   // same shape, slot ids
+    std::vector<uint32_t> pairs_;   // by expert
+};
+
+} // namespace pye

@@ -1,0 +1,299 @@
+#include "expert_index.h"
+
+#include "error.h"
+
+#include "gguf.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <sys/stat.h>
+
+namespace pye {
+
+namespace {
+
+constexpr uint32_t kMostExperts = 1u << 14; // far above any model; keeps hostile counts from becoming allocations
+constexpr uint32_t kMostFiles   = 9999;
+constexpr uint64_t kAlign       = 64;       // of a matrix in a slot; the kernels want 32 or 64
+
+// In the order in which they lie in a slot.
+constexpr std::array<const char *, 4> kRoles = {"gate_up", "gate", "up", "down"};
+
+struct GgufFree {
+    void operator()(gguf_context * g) const { gguf_free(g); }
+};
+struct GgmlFree {
+    void operator()(ggml_context * c) const { ggml_free(c); }
+};
+using GgufPtr = std::unique_ptr<gguf_context, GgufFree>;
+using GgmlPtr = std::unique_ptr<ggml_context, GgmlFree>;
+
+uint64_t size_of_file(const std::string & path) {
+    struct stat st {};
+    if (stat(path.c_str(), &st) != 0) {
+        throw Error(PYE_E_FILE, "cannot open " + path + ": " + platform::error_text(errno));
+    }
+    if (!S_ISREG(st.st_mode)) {
+        throw Error(PYE_E_FILE, path + " is not a regular file");
+    }
+    return static_cast<uint64_t>(st.st_size);
+}
+
+// gguf_init_from_file cannot say why it refused: look at the first bytes ourselves.
+void check_magic(const std::string & path, uint64_t size) {
+    FILE * f = fopen(path.c_str(), "rb");
+    if (f == nullptr) {
+        throw Error(PYE_E_FILE, "cannot open " + path + ": " + platform::error_text(errno));
+    }
+    char         magic[4] = {};
+    const size_t n        = fread(magic, 1, sizeof magic, f);
+    fclose(f);
+    if (size == 0) {
+        throw Error(PYE_E_FORMAT, path + " is empty");
+    }
+    if (n != sizeof magic || memcmp(magic, "GGUF", 4) != 0) {
+        throw Error(PYE_E_FORMAT, path + " is not a GGUF file");
+    }
+}
+
+uint32_t get_u32(const gguf_context * g, const std::string & key, uint32_t otherwise) {
+    const int64_t id = gguf_find_key(g, key.c_str());
+    if (id < 0) {
+        return otherwise;
+    }
+    switch (gguf_get_kv_type(g, id)) {
+        case GGUF_TYPE_UINT32: return gguf_get_val_u32(g, id);
+        case GGUF_TYPE_UINT16: return gguf_get_val_u16(g, id);
+        case GGUF_TYPE_INT32: return gguf_get_val_i32(g, id) < 0 ? UINT32_MAX : static_cast<uint32_t>(gguf_get_val_i32(g, id));
+        default: throw Error(PYE_E_FORMAT, "GGUF key " + key + " has an unexpected type");
+    }
+}
+
+// Some architectures give the count per layer: the largest is what matters here.
+uint32_t get_u32_or_largest(const gguf_context * g, const std::string & key, uint32_t otherwise) {
+    const int64_t id = gguf_find_key(g, key.c_str());
+    if (id < 0 || gguf_get_kv_type(g, id) != GGUF_TYPE_ARRAY) {
+        return get_u32(g, key, otherwise);
+    }
+    const gguf_type type = gguf_get_arr_type(g, id);
+    if (type != GGUF_TYPE_UINT32 && type != GGUF_TYPE_INT32) {
+        throw Error(PYE_E_FORMAT, "GGUF key " + key + " has an unexpected type");
+    }
+    const auto * values = static_cast<const uint32_t *>(gguf_get_arr_data(g, id));
+    return gguf_get_arr_n(g, id) == 0 ? 0 : *std::max_element(values, values + gguf_get_arr_n(g, id));
+}
+
+// model-00001-of-00003.gguf -> the three names.
+std::vector<std::string> split_paths(const std::string & path, uint32_t n_file) {
+    if (n_file <= 1) {
+        return {path};
+    }
+    char suffix[64];
+    snprintf(suffix, sizeof suffix, "-%05u-of-%05u.gguf", 1u, n_file);
+    const std::string tail = suffix;
+    if (n_file > kMostFiles || path.size() <= tail.size() || path.compare(path.size() - tail.size(), tail.size(), tail) != 0) {
+        throw Error(PYE_E_FORMAT, path + " says it is part of " + std::to_string(n_file) +
+                                      " files, but is not named like the first of them (" + tail + ")");
+    }
+    std::vector<std::string> paths;
+    for (uint32_t i = 1; i <= n_file; ++i) {
+        snprintf(suffix, sizeof suffix, "-%05u-of-%05u.gguf", i, n_file);
+        paths.push_back(path.substr(0, path.size() - tail.size()) + suffix);
+    }
+    return paths;
+}
+
+// blk.12.ffn_up_exps.weight -> 12 and the index into kRoles.
+bool parse_name(const char * name, uint32_t * block, uint32_t * role) {
+    unsigned n    = 0;
+    int      used = 0;
+    if (sscanf(name, "blk.%5u.ffn_%n", &n, &used) != 1 || used == 0) {
+        return false;
+    }
+    for (uint32_t r = 0; r < kRoles.size(); ++r) {
+        if (std::string(kRoles[r]) + "_exps.weight" == name + used) {
+            *block = n;
+            *role  = r;
+            return true;
+        }
+    }
+    return false;
+}
+
+class Builder {
+  public:
+    explicit Builder(const std::string & path) { index_.paths = {path}; }
+
+    ExpertIndex build() {
+        for (uint32_t file = 0; file < index_.paths.size(); ++file) {
+            add_file(file);
+        }
+        make_layers();
+        make_classes();
+        return std::move(index_);
+    }
+
+  private:
+    struct Found {
+        ExpertMatrix matrix;
+        uint32_t     block, role, n_expert;
+    };
+
+    void add_file(uint32_t file) {
+        const std::string path = index_.paths[file];
+        const uint64_t    size = size_of_file(path);
+        check_magic(path, size);
+        ggml_context *   raw    = nullptr;
+        gguf_init_params params = {/*no_alloc=*/true, /*ctx=*/&raw};
+        GgufPtr          gguf(gguf_init_from_file(path.c_str(), params));
+        GgmlPtr          meta(raw);
+        if (!gguf) {
+            throw Error(PYE_E_FORMAT, path + ": the GGUF metadata is damaged or truncated");
+        }
+        if (file == 0) {
+            read_keys(gguf.get(), path);
+        }
+        index_.file_bytes += size;
+        for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
+            add_tensor(gguf.get(), meta.get(), i, file, size);
+        }
+    }
+
+    void read_keys(const gguf_context * g, const std::string & path) {
+        const int64_t arch = gguf_find_key(g, "general.architecture");
+        if (arch < 0 || gguf_get_kv_type(g, arch) != GGUF_TYPE_STRING) {
+            throw Error(PYE_E_FORMAT, path + ": GGUF key general.architecture is missing");
+        }
+        index_.architecture = gguf_get_val_str(g, arch);
+        // Counts that llama.cpp would meet with an assertion are refused here with a sentence.
+        index_.n_expert      = get_u32_or_largest(g, index_.architecture + ".expert_count", 0);
+        index_.n_expert_used = get_u32_or_largest(g, index_.architecture + ".expert_used_count", 0);
+        if (index_.n_expert > kMostExperts) {
+            throw Error(PYE_E_FORMAT, path + ": expert_count " + std::to_string(index_.n_expert) + " is absurd");
+        }
+        if (index_.n_expert_used > index_.n_expert || (index_.n_expert > 0 && index_.n_expert_used == 0)) {
+            throw Error(PYE_E_FORMAT, path + ": expert_used_count " + std::to_string(index_.n_expert_used) +
+                                          " does not fit expert_count " + std::to_string(index_.n_expert));
+        }
+        index_.paths = split_paths(path, get_u32(g, "split.count", 1));
+    }
+
+    void add_tensor(const gguf_context * g, const ggml_context * meta, int64_t i, uint32_t file, uint64_t file_size) {
+        const char *        name   = gguf_get_tensor_name(g, i);
+        const ggml_tensor * t      = ggml_get_tensor(const_cast<ggml_context *>(meta), name);
+        const uint64_t      offset = gguf_get_data_offset(g) + gguf_get_tensor_offset(g, i);
+        const uint64_t      bytes  = gguf_get_tensor_size(g, i);
+        if (t == nullptr || offset > file_size || bytes > file_size - offset) {
+            throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " lies past the end of the file (" +
+                                          std::to_string(file_size) + " bytes; truncated?)");
+        }
+        uint32_t block = 0, role = 0;
+        if (!parse_name(name, &block, &role)) {
+            return;
+        }
+        Found f;
+        f.block         = block;
+        f.role          = role;
+        f.n_expert      = static_cast<uint32_t>(t->ne[2]);
+        f.matrix.name   = name;
+        f.matrix.type   = t->type;
+        f.matrix.ne0    = t->ne[0];
+        f.matrix.ne1    = t->ne[1];
+        f.matrix.data   = {file, offset, bytes};
+        f.matrix.bytes  = bytes / std::max<uint64_t>(1, f.n_expert);
+        if (t->ne[3] != 1 || t->ne[2] < 1 || t->ne[2] > kMostExperts || f.matrix.bytes != t->nb[2]) {
+            throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " has an impossible shape");
+        }
+        index_.expert_bytes += bytes;
+        found_.push_back(std::move(f));
+    }
+
+    void make_layers() {
+        if (found_.empty()) {
+            throw Error(PYE_E_UNSUPPORTED, "no experts in this model: nothing to manage");
+        }
+        std::sort(found_.begin(), found_.end(), [](const Found & a, const Found & b) {
+            return a.block != b.block ? a.block < b.block : a.role < b.role;
+        });
+        for (Found & f : found_) {
+            if (index_.layers.empty() || index_.layers.back().block != f.block) {
+                index_.layers.emplace_back();
+                index_.layers.back().block    = f.block;
+                index_.layers.back().n_expert = f.n_expert;
+            }
+            ExpertLayer & layer = index_.layers.back();
+            if (layer.n_expert != f.n_expert || f.n_expert < index_.n_expert_used) {
+                throw Error(PYE_E_FORMAT, "tensor " + f.matrix.name + " has " + std::to_string(f.n_expert) +
+                                              " experts, which does not fit the rest of the model");
+            }
+            f.matrix.layer = static_cast<uint32_t>(index_.layers.size() - 1);
+            f.matrix.place = static_cast<uint32_t>(layer.matrices.size());
+            if (!index_.by_name.emplace(f.matrix.name, std::make_pair(f.matrix.layer, f.matrix.place)).second) {
+                throw Error(PYE_E_FORMAT, "tensor " + f.matrix.name + " appears twice");
+            }
+            layer.matrices.push_back(std::move(f.matrix));
+        }
+    }
+
+    void make_classes() {
+        std::unordered_map<std::string, uint32_t> known;
+        for (uint32_t l = 0; l < index_.layers.size(); ++l) {
+            ExpertLayer & layer = index_.layers[l];
+            std::string   shape;
+            uint64_t      at = 0;
+            for (ExpertMatrix & m : layer.matrices) {
+                m.in_slot = at;
+                at        = (at + m.bytes + kAlign - 1) / kAlign * kAlign;
+                shape += m.name.substr(m.name.find(".ffn_")) + ':' + std::to_string(m.type) + ':' +
+                         std::to_string(m.ne0) + 'x' + std::to_string(m.ne1) + ';';
+            }
+            const auto [it, fresh] = known.emplace(shape, static_cast<uint32_t>(index_.classes.size()));
+            if (fresh) {
+                index_.classes.emplace_back();
+                index_.classes.back().stride = (at + platform::kPage - 1) / platform::kPage * platform::kPage;
+            }
+            ShapeClass & c    = index_.classes[it->second];
+            layer.shape_class = it->second;
+            layer.first       = c.n_expert;
+            c.n_expert += layer.n_expert;
+            c.layers.push_back(l);
+        }
+    }
+
+    ExpertIndex        index_;
+    std::vector<Found> found_;
+};
+
+} // namespace
+
+uint64_t ExpertIndex::slot_bytes() const {
+    uint64_t n = 0;
+    for (const auto & c : classes) {
+        n += c.stride * c.n_expert;
+    }
+    return n;
+}
+
+uint64_t ExpertIndex::largest_piece() const {
+    uint64_t n = 0;
+    for (const auto & l : layers) {
+        for (const auto & m : l.matrices) {
+            n = std::max(n, m.bytes);
+        }
+    }
+    return n;
+}
+
+const ExpertMatrix * ExpertIndex::find(const std::string & tensor) const {
+    const auto it = by_name.find(tensor);
+    return it == by_name.end() ? nullptr : &layers[it->second.first].matrices[it->second.second];
+}
+
+ExpertIndex read_expert_index(const std::string & path) {
+    return Builder(path).build();
+}
+
+} // namespace pye

@@ -1,0 +1,38 @@
+// Recognises expert FFNs in llama.cpp's graphs. Knows shapes of graphs, not residency.
+#pragma once
+
+#include "buffer.h"
+
+#include "ggml.h"
+
+#include <vector>
+
+namespace pye {
+
+// Whether a node is part of an expert FFN on our tensors: the multiplications, and what lies between and after them up to
+// the weighted sum. Claiming these too makes the whole FFN one split of the scheduler.
+bool belongs_to_expert_ffn(const ggml_tensor * node);
+
+// A multiplication by one of our matrices: MUL_MAT_ID(weight, x, ids).
+bool is_expert_matmul(const ggml_tensor * node);
+
+// A run of nodes [begin, end) of a graph that can be computed for any subset of (token, rank) pairs: it starts and ends
+// with a multiplication by one layer's matrices, and everything between works row by row.
+struct FfnChain {
+    int                              begin   = 0;
+    int                              end     = 0;
+    const Binding *                  binding = nullptr;
+    const ggml_tensor *              ids     = nullptr; // [n_used, n_tokens], int32
+    std::vector<const ggml_tensor *> inputs;            // activations from outside, [n, 1 or n_used, n_tokens]
+    ggml_tensor *                    gate    = nullptr; // gate and up where they may be one multiplication; they are
+    ggml_tensor *                    up      = nullptr; // then the chain's first two nodes, in either order
+
+    const ExpertLayer & layer() const { return binding->engine->index().layers[binding->layer]; }
+    int64_t n_used() const { return ids->ne[0]; }
+    int64_t n_tokens() const { return ids->ne[1]; }
+};
+
+// Throws Error(PYE_E_UNSUPPORTED) if a multiplication has a form that no pass can compute.
+std::vector<FfnChain> find_chains(ggml_cgraph * graph);
+
+} // namespace pye

@@ -1,0 +1,55 @@
+// The experts that one layer needs in one step, from look-up to unpinning: which are here, which are on their way, which
+// wait for a slot. The expert FFN computes them group by group as they become resident.
+#pragma once
+
+#include "engine.h"
+
+#include <vector>
+
+namespace pye {
+
+// An expert chosen in this step and how many (token, rank) pairs chose it.
+struct Wanted {
+    uint32_t expert;
+    uint32_t pairs;
+};
+
+class LayerStep {
+  public:
+    // Under the engine's lock, which must be held until destruction. Counts hits and misses, pins what is resident, starts
+    // loading what is not, as far as slots go: members of the set that are not computed yet are never victims.
+    LayerStep(Engine & engine, uint32_t layer, std::vector<Wanted> wanted);
+    ~LayerStep(); // waits for loads under way, unpins
+
+    LayerStep(const LayerStep &)             = delete;
+    LayerStep & operator=(const LayerStep &) = delete;
+
+    bool all_resident() const { return waiting_.empty() && n_loading_ == 0; }
+
+    // The experts that can be computed now, in slot order, pinned. Blocks until there is one; empty when all are done.
+    // Throws Error if a load failed.
+    std::vector<uint32_t> next();
+    // Their kernels have finished: unpin, and use freed slots for experts that wait.
+    void computed(const std::vector<uint32_t> & experts);
+
+    uint32_t slot_of(uint32_t expert) const { return store_.slot_of(dense(expert)); }
+
+  private:
+    uint32_t dense(uint32_t expert) const { return layer_.first + expert; }
+    void     begin_loads();
+    void     take(const DiskTier::Landed & landed);
+    void     event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t pairs);
+    uint64_t tag(uint32_t slot) const { return uint64_t(layer_.shape_class) << 32 | slot; }
+
+    Engine &              engine_;
+    uint32_t              number_; // of the layer
+    const ExpertLayer &   layer_;
+    SlotStore &           store_;
+    std::vector<uint32_t> ready_;   // resident and pinned, not handed out yet
+    std::vector<uint32_t> out_;     // handed out
+    std::vector<uint32_t> waiting_; // no slot yet, most pairs last
+    uint32_t              n_loading_ = 0;
+    std::string           failure_;
+};
+
+} // namespace pye

@@ -1,0 +1,158 @@
+#include "slot_arena.h"
+
+#include "error.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpu.h"
+
+#include <cstring>
+
+namespace pye {
+
+namespace {
+
+constexpr size_t kSlack = 512; // some kernels read a little past the last row
+
+struct ContextFree {
+    void operator()(ggml_context * c) const { ggml_free(c); }
+};
+using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
+
+ContextPtr scratch_context(size_t n_tensor) {
+    return ContextPtr(ggml_init({n_tensor * ggml_tensor_overhead(), nullptr, /*no_alloc=*/true}));
+}
+
+ggml_backend_buffer_type_t * extra_buffer_types(ggml_backend_dev_t cpu) {
+    auto get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts"));
+    return get == nullptr ? nullptr : get(cpu);
+}
+
+// The question llama.cpp's loader asks before it puts a weight into a buffer type.
+bool cpu_multiplies_from(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0, int64_t ne1,
+                         uint32_t n_expert, uint32_t n_expert_used) {
+    constexpr int64_t kTokens = 512;
+    const auto        ctx     = scratch_context(8);
+    ggml_tensor *     w       = ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, n_expert);
+    ggml_tensor *     x       = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, ne0, n_expert_used, kTokens);
+    ggml_tensor *     ids     = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, n_expert_used, kTokens);
+    ggml_tensor *     op      = ggml_mul_mat_id(ctx.get(), w, x, ids);
+    w->buffer                 = ggml_backend_buft_alloc_buffer(buft, 0);
+    const bool yes            = w->buffer != nullptr && ggml_backend_dev_supports_op(cpu, op);
+    ggml_backend_buffer_free(w->buffer);
+    return yes;
+}
+
+} // namespace
+
+SlotArena::SlotArena(const ShapeClass & shape, const ExpertLayer & layer, uint32_t n_slot, uint32_t n_expert_used)
+    : stride_(shape.stride), size_(shape.stride * n_slot + platform::kPage) {
+    static_assert(kSlack <= platform::kPage, "the slack fits in the page behind the last slot");
+    base_ = static_cast<uint8_t *>(platform::reserve_memory(size_));
+    if (base_ == nullptr) {
+        throw Error(PYE_E_MEMORY, "cannot reserve " + std::to_string(size_) + " bytes of addresses for expert slots");
+    }
+    populated_ = std::make_unique<std::atomic<bool>[]>(n_slot);
+    for (const ExpertMatrix & m : layer.matrices) {
+        matrices_.push_back({m.type, m.ne0, m.ne1, m.bytes, m.in_slot});
+        choose_layout(matrices_.back(), layer.n_expert, n_expert_used);
+    }
+}
+
+SlotArena::~SlotArena() {
+    for (Matrix & m : matrices_) {
+        ggml_backend_buffer_free(m.buffer);
+    }
+    platform::unmap(base_, size_);
+}
+
+// Stock llama.cpp stores a weight in the first extra buffer type that can multiply from it; so do we, and then the same
+// kernels give the same bits. Other extra types than the repacking one change a tensor's size or need every expert of a
+// tensor at once; none of them takes expert weights today.
+void SlotArena::choose_layout(Matrix & m, uint32_t n_expert, uint32_t n_expert_used) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    for (auto * buft = extra_buffer_types(cpu); buft != nullptr && *buft != nullptr; ++buft) {
+        if (strcmp(ggml_backend_buft_name(*buft), "CPU_REPACK") != 0 ||
+            !cpu_multiplies_from(cpu, *buft, m.type, m.ne0, m.ne1, n_expert, n_expert_used)) {
+            continue;
+        }
+        // A small buffer of that type lends its functions; ours has the same functions over our own memory.
+        ggml_backend_buffer_t donor = ggml_backend_buft_alloc_buffer(*buft, platform::kPage);
+        const auto            ctx   = scratch_context(1);
+        ggml_tensor *         t     = ggml_new_tensor_3d(ctx.get(), m.type, m.ne0, m.ne1, n_expert);
+        if (donor == nullptr) {
+            throw Error(PYE_E_MEMORY, "cannot allocate a page for the repacked layout");
+        }
+        donor->iface.init_tensor(donor, t);
+        ggml_backend_buffer_i iface = donor->iface;
+        iface.free_buffer           = nullptr; // the arena owns the memory
+        m.buffer                    = ggml_backend_buffer_init(*buft, iface, base_, size_);
+        m.extra                     = t->extra;
+        m.repacked                  = true;
+        ggml_backend_buffer_free(donor);
+        return;
+    }
+    m.buffer = ggml_backend_cpu_buffer_from_ptr(base_, size_);
+}
+
+void SlotArena::write(uint32_t slot, uint32_t place, const uint8_t * bytes) {
+    uint8_t * at = base_ + slot * stride_;
+    // First use of the slot: take its pages here, on the I/O thread, so that kernels never fault.
+    if (!populated_[slot].exchange(true, std::memory_order_relaxed)) {
+        platform::populate(at, stride_);
+    }
+    const Matrix & m = matrices_[place];
+    at += m.in_slot;
+    if (!m.repacked) {
+        memcpy(at, bytes, m.bytes);
+        return;
+    }
+    ggml_tensor t = {};
+    t.type        = m.type;
+    t.buffer      = m.buffer;
+    t.data        = at;
+    t.extra       = m.extra;
+    t.ne[0]       = m.ne0;
+    t.ne[1]       = m.ne1;
+    t.ne[2] = t.ne[3] = 1;
+    t.nb[0]           = ggml_type_size(m.type);
+    t.nb[1]           = ggml_row_size(m.type, m.ne0);
+    t.nb[2] = t.nb[3] = t.nb[1] * m.ne1;
+    m.buffer->iface.set_tensor(m.buffer, &t, bytes, 0, m.bytes);
+}
+
+void SlotArena::release(uint32_t slot) {
+    populated_[slot].store(false, std::memory_order_relaxed);
+    platform::release(base_ + slot * stride_, stride_);
+}
+
+ggml_tensor * SlotArena::view(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const {
+    const Matrix & m = matrices_[place];
+    ggml_tensor *  t = ggml_new_tensor_3d(ctx, m.type, m.ne0, m.ne1, n);
+    t->nb[2]         = stride_;
+    t->nb[3]         = stride_ * n;
+    t->data          = base_ + first * stride_ + m.in_slot;
+    t->buffer        = m.buffer;
+    t->extra         = m.extra;
+    return t;
+}
+
+bool SlotArena::pairs_with_next(uint32_t place) const {
+    if (place + 1 >= matrices_.size()) {
+        return false;
+    }
+    const Matrix &a = matrices_[place], &b = matrices_[place + 1];
+    return a.type == b.type && a.ne0 == b.ne0 && a.ne1 == b.ne1 && a.extra == b.extra && a.in_slot + a.bytes == b.in_slot;
+}
+
+ggml_tensor * SlotArena::view_pair(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const {
+    ggml_tensor * t = view(ctx, place, first, n);
+    t->ne[1] *= 2;
+    return t;
+}
+
+std::string SlotArena::layout(uint32_t place) const {
+    return std::string(ggml_type_name(matrices_[place].type)) + (matrices_[place].repacked ? " repacked" : "");
+}
+
+} // namespace pye

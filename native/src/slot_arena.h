@@ -1,0 +1,61 @@
+// The memory of one shape class's slots, in the layout the stock CPU kernels want, seen as ggml tensors. Knows which
+// bytes go where in a slot; does not know which expert a slot holds.
+#pragma once
+
+#include "expert_index.h"
+
+#include "ggml-backend.h"
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace pye {
+
+class SlotArena {
+  public:
+    // Reserves addresses for `n_slot` slots; memory comes with the first write into a slot.
+    // Throws Error(PYE_E_MEMORY).
+    SlotArena(const ShapeClass & shape, const ExpertLayer & layer, uint32_t n_slot, uint32_t n_expert_used);
+    ~SlotArena();
+
+    SlotArena(const SlotArena &)             = delete;
+    SlotArena & operator=(const SlotArena &) = delete;
+
+    // Write one matrix of an expert, file layout, into a slot. Any thread; one writer per (slot, matrix).
+    void write(uint32_t slot, uint32_t place, const uint8_t * bytes);
+    // Give the memory of a slot back to the system.
+    void release(uint32_t slot);
+
+    // Slots [first, first + n) of one matrix as a tensor [ne0, ne1, n] whose nb[2] is the stride. Made in `ctx` (no_alloc).
+    ggml_tensor * view(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const;
+    // Whether matrix `place + 1` follows `place` without a gap in the same layout and width, so that both together are one
+    // matrix [ne0, 2 * ne1]: one multiplication then serves gate and up.
+    bool pairs_with_next(uint32_t place) const;
+    ggml_tensor * view_pair(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const;
+
+    uint64_t stride() const { return stride_; }
+    // E.g. "q4_0 repacked" for each matrix.
+    std::string layout(uint32_t place) const;
+
+  private:
+    struct Matrix {
+        ggml_type             type;
+        int64_t               ne0, ne1;
+        uint64_t              bytes, in_slot;
+        ggml_backend_buffer_t buffer = nullptr; // over the whole arena; decides which kernels run
+        void *                extra  = nullptr; // the kernels' own note on the layout
+        bool                  repacked = false;
+    };
+
+    void choose_layout(Matrix & m, uint32_t n_expert, uint32_t n_expert_used);
+
+    uint64_t                             stride_ = 0;
+    uint64_t                             size_   = 0;
+    uint8_t *                            base_   = nullptr;
+    std::vector<Matrix>                  matrices_;
+    std::unique_ptr<std::atomic<bool>[]> populated_; // by slot
+};
+
+} // namespace pye

@@ -1,0 +1,166 @@
+#include "slot_store.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace pye {
+
+SlotStore::SlotStore(uint32_t n_expert) : slots_(n_expert), slot_of_(n_expert, kNone), priority_(n_expert, 0.0f) {}
+
+std::vector<uint32_t> SlotStore::resize(uint32_t n_slot) {
+    n_slot = std::min<uint32_t>(n_slot, static_cast<uint32_t>(slots_.size()));
+    for (uint32_t s = 0; s < slots_.size() && n_slot_ < n_slot; ++s) {
+        if (slots_[s].state == State::Retired) {
+            slots_[s].state = State::Empty;
+            ++n_slot_;
+        }
+    }
+    std::vector<uint32_t> left;
+    // Empty slots go first, from the high end, so that what stays keeps together.
+    for (uint32_t s = static_cast<uint32_t>(slots_.size()); s-- > 0 && n_slot_ > n_slot;) {
+        if (slots_[s].state == State::Empty) {
+            slots_[s].state = State::Retired;
+            left.push_back(s);
+            --n_slot_;
+        }
+    }
+    while (n_slot_ > n_slot) {
+        const uint32_t s = victim();
+        if (s == kNone) {
+            break;
+        }
+        vacate(s);
+        slots_[s].state = State::Retired;
+        left.push_back(s);
+        --n_slot_;
+    }
+    empty_.clear();
+    for (uint32_t s = static_cast<uint32_t>(slots_.size()); s-- > 0;) {
+        if (slots_[s].state == State::Empty) {
+            empty_.push_back(s); // lowest last: taken first
+        }
+    }
+    return left;
+}
+
+// With a slot for every expert, each expert has its own place: a layer then lies as it would in stock llama.cpp's buffer.
+uint32_t SlotStore::empty_slot(uint32_t expert) {
+    if (slots_[expert].state == State::Empty) {
+        return expert;
+    }
+    while (!empty_.empty()) {
+        const uint32_t s = empty_.back();
+        if (slots_[s].state == State::Empty) {
+            return s;
+        }
+        empty_.pop_back();
+    }
+    return kNone;
+}
+
+uint32_t SlotStore::victim() const {
+    uint32_t best          = kNone;
+    float    best_priority = 0.0f;
+    for (uint32_t s = 0; s < slots_.size(); ++s) {
+        const Slot & slot = slots_[s];
+        if (slot.state != State::Ready || slot.pins != 0) {
+            continue;
+        }
+        const float p = priority_[slot.expert];
+        if (best == kNone || p < best_priority || (p == best_priority && slot.used < slots_[best].used)) {
+            best          = s;
+            best_priority = p;
+        }
+    }
+    return best;
+}
+
+uint32_t SlotStore::claim(uint32_t expert, uint32_t * evicted) {
+    if (slot_of_[expert] != kNone) {
+        throw std::logic_error("claim of an expert that has a slot");
+    }
+    *evicted   = kNone;
+    uint32_t s = empty_slot(expert);
+    if (s == kNone) {
+        s = victim();
+        if (s == kNone) {
+            return kNone;
+        }
+        *evicted = slots_[s].expert;
+        vacate(s);
+    }
+    slots_[s].state  = State::Loading;
+    slots_[s].expert = expert;
+    slots_[s].used   = ++clock_;
+    slot_of_[expert] = s;
+    return s;
+}
+
+void SlotStore::vacate(uint32_t slot) {
+    Slot & s          = slots_[slot];
+    slot_of_[s.expert] = kNone;
+    s.expert          = kNone;
+    s.state           = State::Empty;
+    --n_ready_;
+}
+
+void SlotStore::landed(uint32_t slot) {
+    Slot & s = slots_[slot];
+    if (s.state != State::Loading) {
+        throw std::logic_error("landed in a slot that was not loading");
+    }
+    s.state = State::Ready;
+    ++s.pins;
+    ++n_ready_;
+}
+
+void SlotStore::failed(uint32_t slot) {
+    Slot & s = slots_[slot];
+    if (s.state != State::Loading) {
+        throw std::logic_error("failed load of a slot that was not loading");
+    }
+    slot_of_[s.expert] = kNone;
+    s.expert           = kNone;
+    s.state            = State::Empty;
+    empty_.push_back(slot);
+}
+
+void SlotStore::unpin(uint32_t slot) {
+    if (slots_[slot].pins == 0) {
+        throw std::logic_error("unpin of a slot that is not pinned");
+    }
+    --slots_[slot].pins;
+}
+
+void SlotStore::set_priorities(const std::vector<float> & priorities) {
+    if (priorities.size() != priority_.size()) {
+        throw std::logic_error("one priority per expert");
+    }
+    for (size_t i = 0; i < priorities.size(); ++i) {
+        priority_[i] = std::isnan(priorities[i]) ? 0.0f : priorities[i];
+    }
+}
+
+void SlotStore::check() const {
+    uint32_t in_use = 0, ready = 0;
+    for (uint32_t s = 0; s < slots_.size(); ++s) {
+        const Slot & slot   = slots_[s];
+        const bool   filled = slot.state == State::Ready || slot.state == State::Loading;
+        in_use += slot.state != State::Retired;
+        ready += slot.state == State::Ready;
+        if (filled != (slot.expert != kNone) || (filled && slot_of_[slot.expert] != s) || (!filled && slot.pins != 0)) {
+            throw std::logic_error("slot and directory disagree");
+        }
+    }
+    for (uint32_t e = 0; e < slot_of_.size(); ++e) {
+        if (slot_of_[e] != kNone && slots_[slot_of_[e]].expert != e) {
+            throw std::logic_error("directory names a slot that holds another expert");
+        }
+    }
+    if (in_use != n_slot_ || ready != n_ready_) {
+        throw std::logic_error("slot counts are wrong");
+    }
+}
+
+} // namespace pye

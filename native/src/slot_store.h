@@ -1,0 +1,72 @@
+// Which expert lives in which slot. Owns the directory, pins and the choice of victims of one shape class; knows nothing
+// of bytes, files, kernels or ggml, so it is tested alone against a simple model.
+//
+// A slot goes EMPTY -> LOADING -> READY -> EMPTY, and from LOADING back to EMPTY if the load fails.
+//   LOADING and pinned slots are never victims. RETIRED slots lie outside the budget.
+// Not thread-safe: the engine's lock covers it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace pye {
+
+class SlotStore {
+  public:
+    static constexpr uint32_t kNone = UINT32_MAX;
+    enum class State : uint8_t { Empty, Loading, Ready, Retired };
+
+    // `n_expert` experts of this class, numbered densely over its layers; at most as many slots.
+    explicit SlotStore(uint32_t n_expert);
+
+    // Change the number of slots in use. Returns the slots that left (their memory may go); pinned and loading ones stay,
+    // so the result can fall short of the wish while a step is under way.
+    std::vector<uint32_t> resize(uint32_t n_slot);
+
+    uint32_t n_slot() const { return n_slot_; }
+    uint32_t n_resident() const { return n_ready_; }
+    uint32_t slot_of(uint32_t expert) const { return slot_of_[expert]; }
+    uint32_t expert_in(uint32_t slot) const { return slots_[slot].expert; }
+    State    state(uint32_t slot) const { return slots_[slot].state; }
+    bool     ready(uint32_t expert) const {
+        return slot_of_[expert] != kNone && slots_[slot_of_[expert]].state == State::Ready;
+    }
+
+    // A slot for an absent expert: an empty one, else the victim (lowest priority, ties by oldest use), else kNone.
+    // The slot is LOADING afterwards; `*evicted` is the expert that left or kNone.
+    uint32_t claim(uint32_t expert, uint32_t * evicted);
+    void     landed(uint32_t slot); // LOADING -> READY, pinned once by the caller
+    void     failed(uint32_t slot); // LOADING -> EMPTY
+
+    void pin(uint32_t slot) { ++slots_[slot].pins; }
+    void unpin(uint32_t slot);
+    void touch(uint32_t slot) { slots_[slot].used = ++clock_; }
+
+    // One value per expert of the class; NaN counts as zero.
+    void set_priorities(const std::vector<float> & priorities);
+
+    // Panics (std::logic_error) if an invariant is broken. For tests.
+    void check() const;
+
+  private:
+    struct Slot {
+        uint64_t used   = 0; // clock of the last use
+        uint32_t expert = kNone;
+        uint32_t pins   = 0;
+        State    state  = State::Retired;
+    };
+
+    uint32_t victim() const;
+    uint32_t empty_slot(uint32_t expert);
+    void     vacate(uint32_t slot);
+
+    std::vector<Slot>     slots_;
+    std::vector<uint32_t> slot_of_;  // by expert
+    std::vector<float>    priority_; // by expert
+    std::vector<uint32_t> empty_;    // may hold stale entries; a slot is empty if its state says so
+    uint32_t              n_slot_  = 0;
+    uint32_t              n_ready_ = 0;
+    uint64_t              clock_   = 0;
+};
+
+} // namespace pye

@@ -1,0 +1,29 @@
+"""Runs GGUF mixture-of-experts models bigger than memory, inside unmodified llama.cpp.
+
+    from pyengine import Llama
+    llm = Llama("model.gguf", ram_budget="50%")
+    print(llm("The quick brown fox", max_tokens=16)["choices"][0]["text"])
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from pyengine import errors
+from pyengine.bundled import bundled_model
+
+if TYPE_CHECKING:
+    from pyengine.llama import Llama
+
+__version__ = metadata.version("pyengine")
+__all__ = ["Llama", "__version__", "bundled_model", "errors"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: the command line prints its help without loading llama.cpp.
+    if name == "Llama":
+        from pyengine.llama import Llama
+
+        return Llama
+    raise AttributeError(f"module 'pyengine' has no attribute {name!r}")

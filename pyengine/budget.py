@@ -1,0 +1,120 @@
+"""How many bytes of experts to keep in RAM: what the user asked for, and what this machine can spare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from pyengine.errors import BudgetError
+
+Budget = str | int
+
+_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b?)", re.IGNORECASE)
+
+#: Left to everything else when the budget is "auto": a tenth of the memory, within these bounds, bytes.
+_RESERVE_SHARE, _LEAST_RESERVE, _MOST_RESERVE = 0.10, 256 << 20, 4 << 30
+
+
+def resolve(budget: Budget, *, slot_bytes: int, least: int, available: int | None = None) -> int:
+    """Bytes of slots for a budget as a user writes it.
+
+    Args:
+        budget: "auto", a share of all experts ("50%"), a size ("2GiB", "700M"; units are powers of 1024) or bytes.
+        slot_bytes: bytes that keep every expert resident.
+        least: the smallest budget that works, bytes.
+        available: bytes that may be spent; only "auto" looks at it. None asks the system.
+
+    Raises:
+        BudgetError: not understood, or below `least`.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (str, int)):
+        raise BudgetError(f"ram_budget must be a text or an int, not {type(budget).__name__}")
+    text = str(budget).strip().lower()
+    if text == "auto":
+        if available is None:
+            available = available_memory()
+        return max(least, min(slot_bytes, available - reserve()))
+    if text.endswith("%"):
+        wanted = int(_number(text[:-1], budget) / 100 * slot_bytes)
+    else:
+        size = _SIZE.fullmatch(text)
+        if size is None:
+            raise BudgetError(f'ram_budget {budget!r} is not understood; write "auto", "50%", "2GiB" or bytes')
+        wanted = int(float(size[1]) * _UNITS[size[2].lower()])
+    if wanted < least:
+        raise BudgetError(f"ram_budget {budget!r} is {wanted:,} bytes; this model needs at least {least:,}")
+    return min(wanted, slot_bytes)
+
+
+def _number(text: str, whole: Budget) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise BudgetError(f"ram_budget {whole!r} is not understood")
+    return value
+
+
+def reserve() -> int:
+    """Bytes to leave free for the system and other programs."""
+    return max(_LEAST_RESERVE, min(_MOST_RESERVE, int(_RESERVE_SHARE * memory_limit())))
+
+
+def memory_limit() -> int:
+    """Bytes of RAM this process may use: the machine's, or its control group's limit if that is lower."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _control_groups())])
+
+
+def available_memory() -> int:
+    """Bytes this process can still take without swapping, control-group limits included."""
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _control_groups())]))
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """(limit, use) in bytes of every memory control group that holds this process. Page cache that can be dropped at once
+    does not count as use."""
+    for folder, version in _memory_folders():
+        try:
+            if version == 2:
+                limit, use = _read(folder / "memory.max"), _read(folder / "memory.current")
+                names = ("inactive_file", "active_file")
+            else:
+                limit, use = _read(folder / "memory.limit_in_bytes"), _read(folder / "memory.usage_in_bytes")
+                names = ("total_inactive_file", "total_active_file")
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # "max", or a file that this kernel does not have: no limit here
+        yield limit, max(0, use - sum(int(stat.get(name, 0)) for name in names))
+
+
+def _read(path: Path) -> int:
+    return int(path.read_text())
+
+
+def _memory_folders() -> Iterator[tuple[Path, int]]:
+    """Folders of our memory control groups and their ancestors, with the version of their interface."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            root, version = Path("/sys/fs/cgroup"), 2
+        elif "memory" in controllers.split(","):
+            root, version = Path("/sys/fs/cgroup/memory"), 1
+        else:
+            continue
+        folder = root / group.lstrip("/")
+        if not folder.is_dir():
+            folder = root  # inside a container the path is the host's, the mount our own
+        while True:
+            yield folder, version
+            if folder == root or root not in folder.parents:
+                break
+            folder = folder.parent

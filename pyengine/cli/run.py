@@ -1,0 +1,72 @@
+"""`pyengine run`: complete one prompt, as text or as JSON with token ids, timings and expert statistics."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from pyengine.cli import inputs
+from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options
+
+
+@click.command("run", cls=Command, short_help="Complete a prompt.")
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from FILE; - is standard input.")
+@click.option(
+    "-n",
+    "--n-predict",
+    cls=Option,
+    type=click.IntRange(min=-1),
+    default=-1,
+    show_default=True,
+    env=True,
+    metavar="N",
+    help="Tokens to generate; -1 until the text ends or the context is full.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@model_and_sampling_options
+def command(
+    model_options: ModelOptions,
+    sampling: Sampling,
+    prompt: str | None,
+    file: str | None,
+    n_predict: int,
+    as_json: bool,
+) -> None:
+    """Complete a prompt as it stands, without a chat template.
+
+    The text that follows the prompt goes to standard output as it is made; it ends where the model ends it. With
+    --json one object follows at the end instead, with the keys text, token_ids, finish_reason, seed, timings,
+    expert_stats and engaged. Times are in seconds: prompt_s lasts to the first token, decode_s from the first token to
+    the last, so that decode_tokens_per_s is (generated_tokens - 1) / decode_s.
+    """
+    if (prompt is None) == (file is None):
+        raise click.UsageError("give the prompt with either -p TEXT or -f FILE.")
+    text = inputs.from_option(prompt, "--prompt") if prompt is not None else inputs.from_file(str(file))
+
+    from pyengine.cli.completion import complete
+    from pyengine.cli.loading import opened
+    from pyengine.cli.output import notice, status_line
+
+    with opened(model_options) as (llm, load_s):
+        notice(llm.engaged)
+        result = complete(llm, text, n_predict, sampling, stream=not as_json)
+        if result.stopped:
+            raise KeyboardInterrupt
+        if as_json:
+            timings: dict[str, Any] = {"load_s": load_s, **result.timings()}
+            timings |= {"n_threads": llm.n_threads, "n_threads_batch": llm.n_threads_batch}
+            report = {
+                "text": result.text,
+                "token_ids": result.token_ids,
+                "finish_reason": result.finish_reason,
+                "seed": result.seed,
+                "timings": timings,
+                "expert_stats": llm.expert_stats(),
+                "engaged": llm.engaged,
+            }
+            click.echo(json.dumps(report, default=float))
+        else:
+            notice(status_line(result.figures(llm)))

@@ -1,0 +1,164 @@
+"""The experts of one loaded model: the native engine, its budget, and what to tell people about it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyengine.architectures import MANAGED
+from pyengine.budget import Budget, resolve
+from pyengine.errors import UnmanagedModelError, UsageError
+from pyengine.native import ModelInfo, NativeEngine
+from pyengine.pressure import PressureWatch
+
+_log = logging.getLogger("pyengine")
+
+
+class ExpertEngine:
+    """Keeps the experts of one model within a budget of RAM slots over the disk.
+
+    Life: construct -> llama.cpp loads the model with `buffer_type` -> settle() -> compute -> close(), after the model.
+
+    Args:
+        path: GGUF file, the first one of a split model.
+        ram_budget: see pyengine.budget.resolve.
+
+    Raises:
+        ModelFileError, BudgetError, MemoryError.
+        UnmanagedModelError: the model has no experts, or an architecture or layout that is not managed.
+    """
+
+    def __init__(self, path: Path, ram_budget: Budget) -> None:
+        self._owner = os.getpid()
+        self._wanted = ram_budget
+        self._watch: PressureWatch | None = None
+        self._native = NativeEngine(path)
+        try:
+            info = self._native.info
+            if info.architecture not in MANAGED:
+                raise UnmanagedModelError(
+                    f"architecture {info.architecture!r} is not managed (yet); its experts stay with stock llama.cpp"
+                )
+            # "auto" is settled when the rest of the model has taken its memory.
+            self._native.start(
+                info.least_budget
+                if ram_budget == "auto"
+                else resolve(ram_budget, slot_bytes=info.slot_bytes, least=info.least_budget)
+            )
+            self._info = self._native.info
+        except BaseException:
+            self._native.close()
+            raise
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def buffer_type(self) -> int:
+        """Address of the ggml_backend_buffer_type that takes this model's expert tensors."""
+        return self._native.buffer_type
+
+    def settle(self) -> None:
+        """Call once the model and its context are loaded: "auto" takes its memory, the pressure watch begins."""
+        wanted = self._resolve(self._wanted)
+        self._native.set_ram_budget(wanted)
+        self._watch = PressureWatch(wanted, self._info.least_budget, self._native.set_ram_budget)
+        self._watch.start()
+
+    def set_ram_budget(self, ram_budget: Budget) -> None:
+        """Change the budget while the model runs. Raises BudgetError."""
+        self.check_process()
+        wanted = self._resolve(ram_budget)
+        self._wanted = ram_budget
+        if self._watch is None:
+            self._native.set_ram_budget(wanted)
+        else:
+            self._watch.set_wanted(wanted)
+
+    def _resolve(self, ram_budget: Budget) -> int:
+        from pyengine.budget import available_memory
+
+        # What our slots hold already is ours to keep.
+        mine = self._native.stats()["resident_bytes"]
+        return resolve(
+            ram_budget,
+            slot_bytes=self._info.slot_bytes,
+            least=self._info.least_budget,
+            available=available_memory() + mine,
+        )
+
+    @property
+    def engaged(self) -> str:
+        """One plain line: what is kept where, and how it computes."""
+        info, stats = self._info, self._native.stats()
+        per_layer = stats["slots"] / info.n_layer
+        kept = f"{per_layer:.0f}" if per_layer == int(per_layer) else f"{per_layer:.1f}"
+        return (
+            f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB of "
+            f"slots) in RAM over disk, {info.kernels}, {'direct' if info.direct_io else 'buffered'} I/O"
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since loading, see Llama.expert_stats."""
+        raw = self._native.stats()
+        seen = raw["hits"] + raw["misses"]
+        return {
+            "managed": True,
+            "hits": raw["hits"],
+            "misses": raw["misses"],
+            "hit_rate": raw["hits"] / seen if seen else None,
+            "evictions": raw["evictions"],
+            "bytes_read": raw["bytes_read"],
+            "reads": raw["reads"],
+            "read_errors": raw["read_errors"],
+            "stall_seconds": raw["stall_ns"] / 1e9,
+            "compute_seconds": raw["compute_ns"] / 1e9,
+            "load_seconds": raw["load_ns"] / 1e9,
+            "expert_ffns": raw["steps_layers"],
+            "passes": raw["passes"],
+            "resident": raw["resident"],
+            "resident_bytes": raw["resident_bytes"],
+            "slots": raw["slots"],
+            "budget_bytes": raw["budget_bytes"],
+            "experts": self._info.n_experts_total,
+            "expert_bytes": self._info.expert_bytes,
+            "least_budget": self._info.least_budget,
+            "layers": self._info.n_layer,
+        }
+
+    @property
+    def native(self) -> NativeEngine:
+        """The engine itself, for tools that read events or set priorities."""
+        return self._native
+
+    def explain(self, error: Exception) -> Exception:
+        """The reason behind a failure that llama.cpp reports only as a number, else `error` itself."""
+        with contextlib.suppress(UsageError):
+            return self._native.take_failure() or error
+        return error
+
+    def check_process(self) -> None:
+        """Raise UsageError in a forked child: it has no I/O threads, and its parent's memory is not its own."""
+        if os.getpid() != self._owner:
+            raise UsageError("this process was forked after the model was loaded; load the model in the child instead")
+
+    def close(self) -> None:
+        """Stop watching and free the slots. Harmless when repeated, and in a forked child."""
+        if self._watch is not None and os.getpid() == self._owner:
+            self._watch.stop()
+        self._watch = None
+        self._native.close()
+
+
+def open_engine(path: Path, ram_budget: Budget, say: Callable[[str], None]) -> ExpertEngine | None:
+    """An engine for the model, or None, with one plain line said, if stock llama.cpp must run it alone."""
+    try:
+        return ExpertEngine(path, ram_budget)
+    except UnmanagedModelError as reason:
+        say(f"{path.name}: {reason}")
+        return None

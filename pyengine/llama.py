@@ -1,0 +1,228 @@
+"""`pyengine.Llama`: llama_cpp.Llama with its experts in limited memory.
+
+Threads: one thread at a time may compute with a Llama (as with llama_cpp.Llama); a second one gets UsageError instead of
+mixed-up text. expert_stats(), engaged and set_ram_budget() may be called from any thread at any time.
+Processes: load after forking. A forked child that computes with its parent's Llama gets UsageError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llama_cpp
+import psutil
+from llama_cpp import _internals
+
+from pyengine import startup
+from pyengine.adapters import refuse_expert_adapter
+from pyengine.budget import Budget
+from pyengine.bundled import bundled_model
+from pyengine.engine import ExpertEngine, open_engine
+from pyengine.errors import ModelFileError, UsageError
+from pyengine.llama_log import errors_said
+
+_log = logging.getLogger("pyengine")
+
+#: The weights that go to our buffer type. Biases and scales of experts stay with llama.cpp and keep the model's ids.
+_EXPERT_WEIGHTS = rb"blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$"
+
+_Result = TypeVar("_Result")
+
+
+def default_threads() -> int:
+    """Cores this process may use; hyper-threads do not help the kernels."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+class _BufferOverride(ctypes.Structure):
+    """llama_model_tensor_buft_override of llama.h, which llama_cpp leaves out."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+
+
+class Llama(llama_cpp.Llama):
+    """A drop-in for llama_cpp.Llama that keeps as many experts in RAM as you allow and reads the others when they are
+    needed. Same tokens, whatever the budget. Models without experts run as in llama_cpp.
+
+    Args:
+        model_path: GGUF file (the first one of a split model); None is the small model that comes with the package.
+        ram_budget: "auto" (what the machine can spare), a share of all experts ("50%"), a size ("2GiB") or bytes.
+        **kwargs: everything llama_cpp.Llama takes. Differences: verbose is False and n_threads all cores by default;
+            use_mmap and use_mlock do not concern experts; unknown keywords are errors.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or of a kind llama.cpp does not know.
+        BudgetError: the budget is not understood or below the least this model needs.
+        StartupError: the installed llama.cpp does not fit this package or this machine.
+        TypeError: an unknown keyword.
+    """
+
+    def __init__(self, model_path: str | Path | None = None, *, ram_budget: Budget = "auto", **kwargs: Any) -> None:
+        self._engine: ExpertEngine | None = None
+        self._engaged = ""
+        self._ram_budget = ram_budget
+        self._busy = threading.Lock()
+        self._params: Any = None
+        startup.check()
+        _refuse_unknown(kwargs)
+        path = Path(bundled_model() if model_path is None else model_path)
+        kwargs.setdefault("verbose", False)
+        kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
+        kwargs["n_threads_batch"] = kwargs.get("n_threads_batch") or default_threads()
+        if kwargs.get("vocab_only"):
+            self._engaged = "vocabulary only"
+        else:
+            self._engine = open_engine(path, ram_budget, self._say_stock)
+        try:
+            if self._engine is not None:
+                if kwargs.get("lora_path"):
+                    refuse_expert_adapter(Path(kwargs["lora_path"]))
+                if kwargs.get("n_gpu_layers"):
+                    _log.warning("n_gpu_layers: experts stay in RAM slots; only the other weights can go to a GPU")
+                self._overrides = self._buffer_overrides(self._engine)
+            self._load(path, kwargs)
+            if self._engine is not None:
+                self._guard_decoding()
+                self._engine.settle()
+                _log.info("%s", self.engaged)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, path: Path, kwargs: dict[str, Any]) -> None:
+        with errors_said() as said:
+            try:
+                super().__init__(str(path), **kwargs)
+            except ValueError as error:
+                reason = self._engine.explain(error) if self._engine is not None else error
+                if reason is not error:
+                    raise reason from error
+                if "Failed to load model" in str(error) or "does not exist" in str(error):
+                    raise ModelFileError("; ".join([str(error), *said[-2:]])) from error
+                raise
+
+    def _say_stock(self, reason: str) -> None:
+        self._engaged = f"no experts managed, stock llama.cpp: {reason}"
+        _log.warning("%s", self._engaged)
+
+    # ---- what the base class loads with. It builds and consumes model_params inside __init__, so our fields are
+    # applied every time it looks.
+
+    @property
+    def model_params(self) -> Any:
+        if self._params is not None and self._engine is not None:
+            self._params.tensor_buft_overrides = ctypes.cast(self._overrides, ctypes.c_void_p)
+            # mmap would populate the whole file; buffered reading would pull experts into the page cache.
+            self._params.load_mode = llama_cpp.LLAMA_LOAD_MODE_DIRECT_IO
+        return self._params
+
+    @model_params.setter
+    def model_params(self, value: Any) -> None:
+        self._params = value
+
+    @staticmethod
+    def _buffer_overrides(engine: ExpertEngine) -> Any:
+        array = (_BufferOverride * 2)()  # the second one ends the list
+        array[0].pattern = _EXPERT_WEIGHTS
+        array[0].buft = engine.buffer_type
+        return array
+
+    # ---- computing
+
+    def _guard_decoding(self) -> None:
+        """Every computation goes through the context's decode and encode: name the reason when one fails."""
+        context: _internals.LlamaContext = self._ctx
+        context.decode = self._guarded(context.decode)  # type: ignore[method-assign]
+        context.encode = self._guarded(context.encode)  # type: ignore[method-assign]
+
+    def _guarded(self, compute: Callable[[Any], _Result]) -> Callable[[Any], _Result]:
+        engine, busy = self._engine, self._busy
+        assert engine is not None
+
+        def guarded(batch: Any) -> _Result:
+            engine.check_process()
+            if not busy.acquire(blocking=False):
+                raise UsageError("another thread is computing with this Llama; use one Llama per thread, or a lock")
+            try:
+                with errors_said():  # the reason follows as an exception
+                    return compute(batch)
+            except RuntimeError as error:
+                reason = engine.explain(error)
+                if reason is error:
+                    raise
+                raise reason from error
+            finally:
+                busy.release()
+
+        return guarded
+
+    # ---- what this class adds
+
+    @property
+    def engaged(self) -> str:
+        """One plain line: what is kept where, or why nothing is."""
+        return self._engine.engaged if self._engine is not None else self._engaged
+
+    def expert_stats(self) -> dict[str, Any]:
+        """Counters since loading.
+
+        Returns:
+            managed (bool; all else is 0 or None if False), hits, misses (one per distinct expert, layer and step),
+            hit_rate (None before the first access), evictions, bytes_read, reads, read_errors, stall_seconds (kernels
+            waiting for experts), compute_seconds (in expert kernels), load_seconds (summed over I/O threads),
+            expert_ffns, passes, resident (experts now), resident_bytes, slots, budget_bytes, experts, expert_bytes,
+            least_budget, layers.
+        """
+        return self._engine.stats() if self._engine is not None else dict(_NO_STATS)
+
+    def set_ram_budget(self, ram_budget: Budget) -> None:
+        """Change the budget now, also while another thread computes. Raises BudgetError; for a model without managed
+        experts there is nothing to change."""
+        if self._engine is not None:
+            self._engine.set_ram_budget(ram_budget)
+        self._ram_budget = ram_budget
+
+    @property
+    def engine(self) -> ExpertEngine | None:
+        """The engine behind this model; None if stock llama.cpp runs it alone."""
+        return self._engine
+
+    def close(self) -> None:
+        """Free the model, then its experts."""
+        if hasattr(self, "_stack"):
+            super().close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state["ram_budget"] = self._ram_budget
+        return state
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    known = set(inspect.signature(llama_cpp.Llama.__init__).parameters) - {"self", "model_path", "kwargs"}
+    for name in kwargs:
+        if name not in known:
+            raise TypeError(f"Llama() got an unexpected keyword argument {name!r}")
+
+
+_NO_STATS: dict[str, Any] = {
+    "managed": False,
+    "hit_rate": None,
+    **dict.fromkeys(
+        (
+            "hits misses evictions bytes_read reads read_errors stall_seconds compute_seconds load_seconds expert_ffns "
+            "passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers"
+        ).split(),
+        0,
+    ),
+}

@@ -1,0 +1,150 @@
+"""The native engine as a Python object: the only module that touches cffi.
+
+Mirrors native/include/pyengine.h, which has the meaning of every field. Codes become exceptions here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import fsencode
+from pathlib import Path
+from typing import Any
+
+import llama_cpp  # noqa: F401  (first: its libraries are what ours resolves against)
+import numpy as np
+import numpy.typing as npt
+
+from pyengine._native import ffi, lib
+from pyengine.errors import (
+    BudgetError,
+    ExpertReadError,
+    ModelFileError,
+    PyengineError,
+    UnmanagedModelError,
+    UsageError,
+)
+
+_ERRORS: dict[int, type[PyengineError]] = {
+    lib.PYE_E_FILE: ModelFileError,
+    lib.PYE_E_FORMAT: ModelFileError,
+    lib.PYE_E_UNSUPPORTED: UnmanagedModelError,
+    lib.PYE_E_BUDGET: BudgetError,
+    lib.PYE_E_STATE: UsageError,
+}
+
+#: pye_event, see the header. `kind` is 0 hit, 1 miss, 2 eviction.
+EVENT = np.dtype([("step", "<u4"), ("layer", "<u2"), ("expert", "<u2"), ("kind", "<u2"), ("tokens", "<u2")])
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the file says about its experts; sizes in bytes. See pye_info."""
+
+    architecture: str
+    kernels: str
+    n_layer: int
+    n_expert: int
+    n_expert_used: int
+    n_class: int
+    n_file: int
+    direct_io: bool
+    n_experts_total: int
+    file_bytes: int
+    expert_bytes: int
+    slot_bytes: int
+    least_budget: int
+    expert_used_bytes: int
+
+
+def _check(code: int) -> None:
+    if code != lib.PYE_OK:
+        message = ffi.string(lib.pye_last_error()).decode("utf-8", "replace")
+        if code == lib.PYE_E_MEMORY:
+            raise MemoryError(message)
+        raise _ERRORS.get(code, PyengineError)(message)
+
+
+def built_for() -> str:
+    """Versions the native part was built for, e.g. "0.3.36 ggml 0.25.3"."""
+    return str(ffi.string(lib.pye_built_for()).decode())
+
+
+class NativeEngine:
+    """One model's experts.
+
+    Raises:
+        ModelFileError: the file is missing, not GGUF, truncated, or its numbers contradict each other.
+        UnmanagedModelError: a valid model without experts, or with experts stored in an unknown way.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._handle: Any = None
+        out = ffi.new("pye_engine **")
+        _check(lib.pye_open(fsencode(path), out))
+        self._handle = out[0]
+
+    @property
+    def info(self) -> ModelInfo:
+        raw = ffi.new("pye_info *")
+        _check(lib.pye_get_info(self._open(), raw))
+        text = {name: ffi.string(getattr(raw, name)).decode("utf-8", "replace") for name in ("architecture", "kernels")}
+        numbers = {name: getattr(raw, name) for name, _ in ffi.typeof("pye_info").fields if name not in text}
+        return ModelInfo(**text, **(numbers | {"direct_io": bool(raw.direct_io)}))
+
+    def start(self, ram_budget: int) -> None:
+        """Make slots for `ram_budget` bytes. Raises BudgetError, MemoryError."""
+        _check(lib.pye_start(self._open(), ram_budget))
+
+    @property
+    def buffer_type(self) -> int:
+        """Address of the ggml_backend_buffer_type for llama_model_params.tensor_buft_overrides."""
+        return int(ffi.cast("uintptr_t", lib.pye_buffer_type(self._open())))
+
+    def set_ram_budget(self, ram_budget: int) -> None:
+        """Change the bytes of slots while the engine runs. Raises BudgetError."""
+        _check(lib.pye_set_ram_budget(self._open(), ram_budget))
+
+    def set_priorities(self, priorities: npt.NDArray[np.float32]) -> None:
+        """Advice on what to keep: float32 [n_layer, n_expert], higher stays longer, ties go by age."""
+        values = np.ascontiguousarray(priorities, dtype=np.float32)
+        _check(lib.pye_set_priorities(self._open(), ffi.from_buffer("float[]", values), values.size))
+
+    def stats(self) -> dict[str, int]:
+        """Counters since start(), see pye_stats."""
+        raw = ffi.new("pye_stats *")
+        _check(lib.pye_get_stats(self._open(), raw))
+        return {name: getattr(raw, name) for name, _ in ffi.typeof("pye_stats").fields}
+
+    def events(self, capacity: int = 1 << 16) -> npt.NDArray[np.void]:
+        """Take the oldest events, structured array of dtype EVENT."""
+        out = np.zeros(capacity, EVENT)
+        n = lib.pye_events(self._open(), ffi.cast("pye_event *", ffi.from_buffer(out, require_writable=True)), capacity)
+        return out[:n]
+
+    def take_failure(self) -> Exception | None:
+        """The reason why computing has failed since the last call, as the exception to raise, or None."""
+        reason = ffi.new("char[1024]")
+        code = lib.pye_take_failure(self._open(), reason, len(reason))
+        if code == lib.PYE_OK:
+            return None
+        message = ffi.string(reason).decode("utf-8", "replace")
+        if code == lib.PYE_E_MEMORY:
+            return MemoryError(message)
+        if code == lib.PYE_E_FILE:
+            return ExpertReadError(message)
+        return _ERRORS.get(code, PyengineError)(message)
+
+    def inject_read_errors(self, after: int, n: int) -> None:
+        """For tests: after `after` more loads, the next `n` fail."""
+        _check(lib.pye_inject_read_errors(self._open(), after, n))
+
+    def close(self) -> None:
+        """Free the slots. Close the llama model first: its tensors can no longer compute afterwards."""
+        if self._handle is not None:
+            lib.pye_close(self._handle)
+            self._handle = None
+
+    def _open(self) -> Any:
+        if self._handle is None:
+            raise UsageError("the model is closed")
+        return self._handle

@@ -1,0 +1,84 @@
+"""Gives expert memory back when the machine runs short of it, and takes it again when the shortage is over."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from pyengine.budget import available_memory, reserve
+
+_log = logging.getLogger("pyengine")
+
+_PERIOD = 1.0  # seconds between looks
+_CALM = 10  # looks without shortage before the budget grows again
+_STEP = 0.25  # share of the missing budget that comes back per calm spell
+
+
+class PressureWatch:
+    """Watches free memory on its own sleeping thread.
+
+    Args:
+        wanted: the budget the user's choice gives, bytes; updated by set_wanted.
+        least: never go below, bytes.
+        apply: called with the new budget in bytes when it must change.
+        available: bytes that can still be taken without swapping.
+    """
+
+    def __init__(
+        self,
+        wanted: int,
+        least: int,
+        apply: Callable[[int], None],
+        available: Callable[[], int] = available_memory,
+    ) -> None:
+        self._wanted = self._now = wanted
+        self._least = least
+        self._apply = apply
+        self._available = available
+        self._calm = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pyengine-pressure", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def set_wanted(self, wanted: int) -> None:
+        """The user changed the budget."""
+        with self._lock:
+            self._wanted = self._now = wanted
+            self._calm = 0
+            self._apply(wanted)
+
+    def look(self) -> None:
+        """One look; the thread does this every second."""
+        with self._lock:
+            floor = reserve() // 2  # "auto" leaves the whole reserve free; act when half of it is gone
+            spare = self._available() - floor
+            if spare < 0 and self._now > self._least:
+                self._change(max(self._least, self._now + spare - floor // 2), "memory is short")
+                self._calm = 0
+            elif self._now < self._wanted and spare > floor:
+                self._calm += 1
+                if self._calm >= _CALM:
+                    step = max(1, int(_STEP * (self._wanted - self._now)))
+                    self._change(min(self._wanted, self._now + min(step, spare - floor)), "memory is free again")
+                    self._calm = 0
+            else:
+                self._calm = 0
+
+    def _change(self, budget: int, why: str) -> None:
+        if budget != self._now:
+            _log.warning("%s: expert budget %.1f -> %.1f MiB", why, self._now / 2**20, budget / 2**20)
+            self._now = budget
+            self._apply(budget)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_PERIOD):
+            self.look()

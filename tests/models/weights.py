@@ -1,0 +1,107 @@
+"""Values of generated tensors: random, sane in size, and encoded in a ggml type by ggml's own quantizer."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from .layout import TensorSpec
+from .vocabulary import WRITABLE_TOKENS
+
+FloatArray = NDArray[np.float32]
+ByteArray = NDArray[np.uint8]
+
+# Standard deviations that keep every block's contribution to the residual near its size, so that no layer drowns
+# another: routing then varies from token to token and the greedy text does not fall into one token.
+_EXPERT_DOWN_GAIN = 3.0
+_ROUTER_GAIN = 2.0
+_OUTPUT_GAIN = 3.0
+_VECTOR_SPREAD = 0.2
+_EXPERT_SIZE_SPREAD = 0.7  # in powers of two
+
+
+@functools.cache
+def _quantizer() -> Any:
+    """ggml_quantize_chunk of the installed llama-cpp-python."""
+    package = importlib.util.find_spec("llama_cpp")
+    if package is None or package.origin is None:
+        raise ImportError("llama-cpp-python is not installed")
+    folder = Path(package.origin).parent / "lib"
+    library = next(p for p in sorted(folder.iterdir()) if p.stem.split(".")[0].endswith("ggml-base"))
+    function = ctypes.CDLL(str(library)).ggml_quantize_chunk
+    function.restype = ctypes.c_size_t
+    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    return function
+
+
+def ggml_type(name: str) -> GGMLQuantizationType:
+    """The ggml type of that name, e.g. "Q4_K". Raises ValueError for an unknown one."""
+    try:
+        return GGMLQuantizationType[name]
+    except KeyError:
+        raise ValueError(f"no ggml type is called {name!r}") from None
+
+
+def row_bytes(name: str, n_in: int) -> int:
+    """Bytes of one row of n_in values. Raises ValueError when n_in is no multiple of the type's block."""
+    block, size = GGML_QUANT_SIZES[ggml_type(name)]
+    if n_in % block:
+        raise ValueError(f"{name} needs rows of a multiple of {block} values, not {n_in}")
+    return n_in // block * size
+
+
+def encode(values: FloatArray, name: str) -> ByteArray:
+    """Encode values [..., n_in] in a ggml type; returns bytes [..., bytes of a row]."""
+    n_in = values.shape[-1]
+    shape = (*values.shape[:-1], row_bytes(name, n_in))
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if name == "F32":
+        return values.view(np.uint8).reshape(shape)
+    if name == "F16":
+        return values.astype(np.float16).view(np.uint8).reshape(shape)
+    out = np.empty(shape, dtype=np.uint8)
+    n_rows = values.size // n_in
+    written = _quantizer()(int(ggml_type(name)), values.ctypes.data, out.ctypes.data, 0, n_rows, n_in, None)
+    if written != out.nbytes:
+        raise RuntimeError(f"ggml wrote {written} bytes of {name}, expected {out.nbytes}")
+    return out
+
+
+def tensor_rng(seed: int, name: str) -> np.random.Generator:
+    """A generator of its own for each tensor: the values do not depend on the order of writing."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def random_values(spec: TensorSpec, seed: int) -> FloatArray:
+    """Random values of a tensor, shape as in numpy (`ne[0]` last)."""
+    rng = tensor_rng(seed, spec.name)
+    shape = spec.shape[::-1]
+    values = rng.standard_normal(shape, dtype=np.float32)
+    unit = np.float32(1 / np.sqrt(spec.shape[0]))  # keeps the size of activations through a matrix
+    if spec.role == "norm":
+        values = 1 + _VECTOR_SPREAD * values
+    elif spec.role in ("bias", "output_bias"):
+        values *= _VECTOR_SPREAD
+    elif spec.role == "scale":
+        values = np.exp2(_VECTOR_SPREAD * values)
+    elif spec.role == "matrix":
+        values *= unit
+    elif spec.role == "output":
+        values *= _OUTPUT_GAIN * unit
+    elif spec.role == "router":
+        values *= _ROUTER_GAIN * unit
+    elif spec.role == "expert":
+        # Experts differ in size as well as in direction: mistaking one for another cannot go unnoticed.
+        sizes = np.exp2(rng.uniform(-_EXPERT_SIZE_SPREAD, _EXPERT_SIZE_SPREAD, (shape[0], 1, 1))).astype(np.float32)
+        values *= sizes * unit * (_EXPERT_DOWN_GAIN if ".ffn_down_" in spec.name else 1.0)
+    if spec.role in ("output", "output_bias"):
+        values[~WRITABLE_TOKENS] = 0  # greedy text stays readable and never ends by itself
+    return (values * spec.gain).astype(np.float32)
