@@ -70,11 +70,12 @@ export PROMPT
 chat: build
 	@$(VENV)/bin/pyengine chat $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
 
-test: build $(STAMPS)/test
+# With ARGS only pytest, for a quick look at some tests. Its result comes last either way.
+test: build $(STAMPS)/test $(if $(ARGS),,native-test)
 	@$(PY) -m pytest $(ARGS)
 
 native-test: $(STAMPS)/venv
-	@sh $(SETUP)/native_test.sh $(PY) build/native-test $(LOGS)
+	@$(if $(wildcard tests/native/*.cpp),sh $(SETUP)/native_test.sh $(PY) build/native-test $(LOGS))
 
 # ---- give away
 
@@ -98,9 +99,11 @@ wheelhouse/.done: $(STAMPS)/pyengine $(WHEEL_INPUTS)
 CPP_FILES = $(wildcard native/include/*.h native/src/*.h native/src/*.cpp native/probe/*.cpp tests/native/*.h tests/native/*.cpp)
 
 lint: $(STAMPS)/lint
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/mypy
-	@$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
+	@status=0; \
+	$(VENV)/bin/ruff check . || status=1; \
+	$(VENV)/bin/mypy || status=1; \
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES) || status=1; \
+	exit $$status
 
 format: $(STAMPS)/lint
 	@$(VENV)/bin/ruff check --fix .

@@ -143,9 +143,9 @@ def _native_folder() -> Path:
 
 def _check_native() -> None:
     _native_folder()
-    from pyengine import _native
+    from pyengine._native import ffi, lib
 
-    built_for = _native.ffi.string(_native.lib.pye_built_for()).decode()
+    built_for = ffi.string(lib.pye_built_for()).decode()
     expected = f"{LLAMA_CPP_PYTHON} ggml {GGML}"
     if built_for != expected:
         raise StartupError(

@@ -2,7 +2,6 @@
 
 #include "ffn_graph.h"
 #include "error.h"
-#include "layer_step.h"
 
 #include <algorithm>
 #include <chrono>
@@ -52,7 +51,10 @@ using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
 // Nodes as they were, put back on every way out: llama.cpp reuses the graph for the next token.
 class Patches {
   public:
-    Patches(ggml_cgraph * graph, int begin, int end) {
+    using Saved = std::vector<std::pair<ggml_tensor *, ggml_tensor>>;
+
+    Patches(ggml_cgraph * graph, int begin, int end, Saved & saved) : saved_(saved) {
+        saved_.clear();
         for (int i = begin; i < end; ++i) {
             saved_.emplace_back(ggml_graph_node(graph, i), *ggml_graph_node(graph, i));
         }
@@ -66,7 +68,7 @@ class Patches {
     Patches & operator=(const Patches &) = delete;
 
   private:
-    std::vector<std::pair<ggml_tensor *, ggml_tensor>> saved_;
+    Saved & saved_;
 };
 
 // gate and up as the two halves of every row of `both`.
@@ -93,17 +95,17 @@ void ExpertFfn::set_abort_callback(ggml_abort_callback callback, void * data) {
 ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
     Engine * engine = nullptr;
     try {
-        const std::vector<FfnChain> chains = find_chains(graph);
-        if (chains.empty()) {
+        find_chains(graph, &chains_);
+        if (chains_.empty()) {
             return ggml_backend_graph_compute(cpu_, graph);
         }
-        engine = chains[0].binding->engine;
+        engine = chains_[0].binding->engine;
         std::lock_guard<std::mutex> lock(engine->mutex_);
         engine->check_usable();
         engine_ = engine;
-        run_nodes(graph, 0, chains[0].begin);
-        for (size_t i = 0; i < chains.size(); ++i) {
-            run_chain(graph, chains[i], i + 1 < chains.size() ? chains[i + 1].begin : ggml_graph_n_nodes(graph));
+        run_nodes(graph, 0, chains_[0].begin);
+        for (size_t i = 0; i < chains_.size(); ++i) {
+            run_chain(graph, chains_[i], i + 1 < chains_.size() ? chains_[i + 1].begin : ggml_graph_n_nodes(graph));
         }
         return GGML_STATUS_SUCCESS;
     } catch (const Aborted &) {
@@ -142,13 +144,13 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
         }
         ++pairs_[id];
     }
-    std::vector<Wanted> wanted;
+    wanted_.clear();
     for (uint32_t e = 0; e < n_expert; ++e) {
         if (pairs_[e] != 0) {
-            wanted.push_back({e, pairs_[e]});
+            wanted_.push_back({e, pairs_[e]});
         }
     }
-    LayerStep step(*engine_, chain.binding->layer, std::move(wanted));
+    LayerStep step(*engine_, chain.binding->layer, wanted_);
     if (!step.all_resident() || !run_resident(graph, chain, end, step)) {
         run_passes(graph, chain, end, step);
     }
@@ -181,7 +183,7 @@ bool ExpertFfn::run_resident(ggml_cgraph * graph, const FfnChain & chain, int en
     ggml_tensor *     ids = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, chain.n_used(), chain.n_tokens());
     ids->data             = slots_.data();
 
-    const Patches patches(graph, chain.begin, chain.end);
+    const Patches patches(graph, chain.begin, chain.end, saved_);
     int           first = chain.begin;
     if (chain.gate != nullptr && arena.pairs_with_next(binding_of(chain.gate->src[0])->place)) {
         ggml_tensor * w    = arena.view_pair(ctx, binding_of(chain.gate->src[0])->place, lowest, n_slot);
@@ -213,12 +215,14 @@ bool ExpertFfn::run_resident(ggml_cgraph * graph, const FfnChain & chain, int en
 void ExpertFfn::run_passes(ggml_cgraph * graph, const FfnChain & chain, int end, LayerStep & step) {
     // The allocator may have given the inputs' memory to the outputs that the first pass writes.
     size_t need = 0;
-    for (const ggml_tensor * x : chain.inputs) {
+    for (int i = 0; i < chain.n_input; ++i) {
+        const ggml_tensor * x = chain.inputs[i];
         need += Pieces::rounded(ggml_nelements(x) * sizeof(float));
     }
     Pieces                    pieces(inputs_, need);
     std::vector<const char *> inputs;
-    for (const ggml_tensor * x : chain.inputs) {
+    for (int i = 0; i < chain.n_input; ++i) {
+        const ggml_tensor * x = chain.inputs[i];
         const size_t row  = x->ne[0] * sizeof(float);
         char *       copy = pieces.take(ggml_nelements(x) * sizeof(float));
         inputs.push_back(copy);
@@ -232,8 +236,8 @@ void ExpertFfn::run_passes(ggml_cgraph * graph, const FfnChain & chain, int end,
     for (int i = chain.begin; i < chain.end; ++i) {
         per_pair += ggml_graph_node(graph, i)->ne[0] * sizeof(float);
     }
-    for (const ggml_tensor * x : chain.inputs) {
-        per_pair += x->ne[0] * sizeof(float);
+    for (int i = 0; i < chain.n_input; ++i) {
+        per_pair += chain.inputs[i]->ne[0] * sizeof(float);
     }
     for (std::vector<uint32_t> experts = step.next(); !experts.empty(); experts = step.next()) {
         for (size_t i = 0; i < experts.size();) {
@@ -270,8 +274,8 @@ void ExpertFfn::run_pass(ggml_cgraph * graph, const FfnChain & chain, const Laye
     for (int i = chain.begin; i < chain.end; ++i) {
         activity += Pieces::rounded(ggml_graph_node(graph, i)->ne[0] * sizeof(float) * n_pair);
     }
-    for (const ggml_tensor * x : chain.inputs) {
-        activity += Pieces::rounded(x->ne[0] * sizeof(float) * n_pair);
+    for (int i = 0; i < chain.n_input; ++i) {
+        activity += Pieces::rounded(chain.inputs[i]->ne[0] * sizeof(float) * n_pair);
     }
     Pieces pieces(scratch_, activity + 5 * Pieces::rounded(n_pair * sizeof(int64_t)));
 

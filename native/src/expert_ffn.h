@@ -2,7 +2,8 @@
 // (llama_context). Owns scratch memory and the walk over the graph; residency belongs to LayerStep.
 #pragma once
 
-#include "engine.h"
+#include "ffn_graph.h"
+#include "layer_step.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
@@ -10,9 +11,6 @@
 #include <vector>
 
 namespace pye {
-
-struct FfnChain;
-class LayerStep;
 
 class ExpertFfn {
   public:
@@ -51,6 +49,9 @@ class ExpertFfn {
     std::vector<int32_t>  ids_;     // [n_tokens][n_used], expert ids
     std::vector<int32_t>  slots_;   // same shape, slot ids
     std::vector<uint32_t> pairs_;   // by expert
+    std::vector<Wanted>   wanted_;
+    std::vector<FfnChain> chains_;
+    std::vector<std::pair<ggml_tensor *, ggml_tensor>> saved_; // nodes as they were before run_resident
 };
 
 } // namespace pye

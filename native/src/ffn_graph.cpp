@@ -53,16 +53,16 @@ bool is_sum(const ggml_tensor * t) {
 // Grows a chain node by node; says no at the first node that a pass could not compute.
 class ChainWalk {
   public:
-    ChainWalk(const ggml_tensor * ids, const Binding * binding) : ids_(ids), binding_(binding) {}
+    ChainWalk(ggml_cgraph * graph, FfnChain & chain) : graph_(graph), chain_(chain), end_(chain.begin) {}
 
     bool accept(ggml_tensor * t) {
         bool yes = false;
         if (is_expert_matmul(t)) {
             const Binding * b = binding_of(t->src[0]);
-            yes = b->engine == binding_->engine && b->layer == binding_->layer && t->src[2] == ids_ &&
+            yes = b->engine == chain_.binding->engine && b->layer == chain_.binding->layer && t->src[2] == chain_.ids &&
                   (member(t->src[1]) || input(t->src[1]));
         } else if (t->op == GGML_OP_ADD_ID) {
-            yes = member(t->src[0]) && t->src[2] == ids_;
+            yes = member(t->src[0]) && t->src[2] == chain_.ids;
         } else if (t->op == GGML_OP_VIEW) {
             yes = member(t->src[0]) && keeps_rows(t) && t->nb[1] == t->src[0]->nb[1] && t->nb[2] == t->src[0]->nb[2];
         } else if (is_elementwise(t->op)) {
@@ -70,30 +70,38 @@ class ChainWalk {
         } else if (is_arithmetic(t->op)) {
             yes = member(t->src[0]) && member(t->src[1]) && ggml_are_same_shape(t->src[0], t->src[1]);
         }
-        if (yes) {
-            members_.push_back(t);
-        }
+        end_ += yes;
         return yes;
     }
 
-    bool member(const ggml_tensor * t) const { return std::find(members_.begin(), members_.end(), t) != members_.end(); }
-    const std::vector<const ggml_tensor *> & inputs() const { return inputs_; }
-
   private:
+    bool member(const ggml_tensor * t) const {
+        for (int i = chain_.begin; i < end_; ++i) {
+            if (ggml_graph_node(graph_, i) == t) {
+                return true;
+            }
+        }
+        return false;
+    }
+
     bool input(const ggml_tensor * x) {
-        if (x->type != GGML_TYPE_F32 || x->nb[0] != sizeof(float) || x->ne[2] != ids_->ne[1] || x->ne[3] != 1 ||
-            (x->ne[1] != 1 && x->ne[1] != ids_->ne[0])) {
+        if (x->type != GGML_TYPE_F32 || x->nb[0] != sizeof(float) || x->ne[2] != chain_.ids->ne[1] || x->ne[3] != 1 ||
+            (x->ne[1] != 1 && x->ne[1] != chain_.ids->ne[0])) {
             return false;
         }
-        if (std::find(inputs_.begin(), inputs_.end(), x) == inputs_.end()) {
-            inputs_.push_back(x);
+        const auto last = chain_.inputs + chain_.n_input;
+        if (std::find(chain_.inputs, last, x) == last) {
+            if (chain_.n_input == FfnChain::kMostInputs) {
+                return false;
+            }
+            chain_.inputs[chain_.n_input++] = x;
         }
         return true;
     }
 
-    const ggml_tensor *              ids_;
-    const Binding *                  binding_;
-    std::vector<const ggml_tensor *> members_, inputs_;
+    ggml_cgraph * graph_;
+    FfnChain &    chain_;
+    int           end_; // of the accepted nodes
 };
 
 // Whether one of the nodes [begin, end) reads `t`.
@@ -138,9 +146,9 @@ bool belongs_to_expert_ffn(const ggml_tensor * t) {
     return (t->op == GGML_OP_NONE && binding_of(t) != nullptr) || is_rows(t) || is_rank(t) || is_sum(t);
 }
 
-std::vector<FfnChain> find_chains(ggml_cgraph * graph) {
-    std::vector<FfnChain> chains;
-    const int          n = ggml_graph_n_nodes(graph);
+void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains) {
+    chains->clear();
+    const int n = ggml_graph_n_nodes(graph);
     for (int i = 0; i < n;) {
         ggml_tensor * first = ggml_graph_node(graph, i);
         if (!is_expert_matmul(first)) {
@@ -151,33 +159,31 @@ std::vector<FfnChain> find_chains(ggml_cgraph * graph) {
         chain.begin   = i;
         chain.binding = binding_of(first->src[0]);
         chain.ids     = first->src[2];
-        ChainWalk walk(chain.ids, chain.binding);
-        for (int j = i; j < n && walk.accept(ggml_graph_node(graph, j)); ++j) {
-            if (is_expert_matmul(ggml_graph_node(graph, j))) {
-                chain.end    = j + 1;
-                chain.inputs = walk.inputs();
+        const auto grow = [&](int stop) {
+            ChainWalk walk(graph, chain);
+            for (int j = i; j < stop && walk.accept(ggml_graph_node(graph, j)); ++j) {
+                if (is_expert_matmul(ggml_graph_node(graph, j))) {
+                    chain.end = j + 1;
+                }
             }
-        }
+        };
+        grow(n);
         if (chain.end == 0) {
             throw Error(PYE_E_UNSUPPORTED, std::string("an expert multiplication of unknown form: ") + first->name);
         }
         // Only the last node's rows are written where the graph expects them. If others are wanted outside (an unusual
         // graph), compute multiplication by multiplication.
-        bool closed = true;
         for (int k = chain.begin; k + 1 < chain.end; ++k) {
-            closed = closed && !used_in(graph, ggml_graph_node(graph, k), chain.end, n);
-        }
-        if (!closed) {
-            ChainWalk alone(chain.ids, chain.binding);
-            alone.accept(first);
-            chain.end    = i + 1;
-            chain.inputs = alone.inputs();
+            if (used_in(graph, ggml_graph_node(graph, k), chain.end, n)) {
+                chain.n_input = 0;
+                grow(i + 1);
+                break;
+            }
         }
         find_gate_and_up(graph, chain);
-        chains.push_back(std::move(chain));
-        i = chains.back().end;
+        chains->push_back(chain);
+        i = chain.end;
     }
-    return chains;
 }
 
 } // namespace pye

@@ -19,20 +19,24 @@ bool is_expert_matmul(const ggml_tensor * node);
 // A run of nodes [begin, end) of a graph that can be computed for any subset of (token, rank) pairs: it starts and ends
 // with a multiplication by one layer's matrices, and everything between works row by row.
 struct FfnChain {
-    int                              begin   = 0;
-    int                              end     = 0;
-    const Binding *                  binding = nullptr;
-    const ggml_tensor *              ids     = nullptr; // [n_used, n_tokens], int32
-    std::vector<const ggml_tensor *> inputs;            // activations from outside, [n, 1 or n_used, n_tokens]
-    ggml_tensor *                    gate    = nullptr; // gate and up where they may be one multiplication; they are
-    ggml_tensor *                    up      = nullptr; // then the chain's first two nodes, in either order
+    static constexpr int kMostInputs = 4;
+
+    int                 begin   = 0;
+    int                 end     = 0;
+    const Binding *     binding = nullptr;
+    const ggml_tensor * ids     = nullptr; // [n_used, n_tokens], int32
+    const ggml_tensor * inputs[kMostInputs] = {}; // activations from outside, [n, 1 or n_used, n_tokens]
+    int                 n_input = 0;
+    ggml_tensor *       gate    = nullptr; // gate and up where they may be one multiplication; they are then the
+    ggml_tensor *       up      = nullptr; // chain's first two nodes, in either order
 
     const ExpertLayer & layer() const { return binding->engine->index().layers[binding->layer]; }
     int64_t n_used() const { return ids->ne[0]; }
     int64_t n_tokens() const { return ids->ne[1]; }
 };
 
+// The chains of a graph in order, into a vector that the caller keeps: this runs for every layer of every token.
 // Throws Error(PYE_E_UNSUPPORTED) if a multiplication has a form that no pass can compute.
-std::vector<FfnChain> find_chains(ggml_cgraph * graph);
+void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains);
 
 } // namespace pye

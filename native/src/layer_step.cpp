@@ -7,11 +7,12 @@
 
 namespace pye {
 
-LayerStep::LayerStep(Engine & engine, uint32_t layer, std::vector<Wanted> wanted)
+LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted)
     : engine_(engine), number_(layer), layer_(engine.index_.layers[layer]),
       store_(*engine.classes_[layer_.shape_class].store) {
     // Hits first: the ids arrive as a set, and a load for one member must not push out another.
     std::vector<Wanted> missing;
+    ready_.reserve(wanted.size());
     for (const Wanted & w : wanted) {
         if (store_.ready(dense(w.expert))) {
             const uint32_t slot = slot_of(w.expert);

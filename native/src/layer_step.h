@@ -18,7 +18,7 @@ class LayerStep {
   public:
     // Under the engine's lock, which must be held until destruction. Counts hits and misses, pins what is resident, starts
     // loading what is not, as far as slots go: members of the set that are not computed yet are never victims.
-    LayerStep(Engine & engine, uint32_t layer, std::vector<Wanted> wanted);
+    LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted);
     ~LayerStep(); // waits for loads under way, unpins
 
     LayerStep(const LayerStep &)             = delete;

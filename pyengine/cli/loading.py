@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PlainMessages(logging.Handler):
     """Shows what the package logs as plain lines on standard error.
 
-    Until released it keeps them, because while a model loads llama_cpp redirects the descriptor and a spinner runs.
+    Until show_kept() it keeps them, because while a model loads llama_cpp redirects the descriptor and a spinner runs.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class PlainMessages(logging.Handler):
         else:
             self._kept.append(record.getMessage())
 
-    def release(self, said_elsewhere: str = "") -> None:
+    def show_kept(self, said_elsewhere: str = "") -> None:
         """Show what was kept, except for a line that the command prints itself, and from now on show all at once."""
         kept, self._kept = self._kept or [], None
         for line in kept:
@@ -53,13 +53,13 @@ def opened(options: ModelOptions) -> Iterator[tuple[Llama, float]]:
     log.addHandler(messages)
     try:
         llm, seconds = _load(options)
-        messages.release(said_elsewhere=llm.engaged)
+        messages.show_kept(said_elsewhere=llm.engaged)
         try:
             yield llm, seconds
         finally:
             llm.close()
     finally:
-        messages.release()
+        messages.show_kept()
         log.removeHandler(messages)
 
 

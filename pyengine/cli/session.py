@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import Completer, Completion, WordCompleter
+from prompt_toolkit.completion import Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -70,7 +70,7 @@ class Session:
             history=_history(),
             multiline=True,
             key_bindings=_key_bindings(),
-            completer=_SlashCompleter(list(self._commands)),
+            completer=_SlashCompleter(self._commands),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,  # needs no empty lines below the prompt
             prompt_continuation=lambda width, *_: " " * width,
@@ -122,7 +122,8 @@ class Session:
                 print(wrap.feed(piece), end="", flush=True)
         print(wrap.finish(), end="" if answer.text[-1:] in ("", "\n") else "\n", flush=True)
         conversation.record(text, answer)
-        self._screen.print()
+        if answer.text:
+            self._screen.print()
         if answer.stopped:
             self._say("(stopped)" if answer.text else "(stopped before the first word; your message is forgotten)")
         elif answer.finish_reason == "length" and answer.figures.context_used + 1 >= answer.figures.context_size:
@@ -187,14 +188,16 @@ class Session:
 
 
 class _SlashCompleter(Completer):
-    """Completes the first word of a line that begins with a slash."""
+    """Completes the name of a slash command, and the space after it where it takes an argument."""
 
-    def __init__(self, names: list[str]) -> None:
-        self._words = WordCompleter(names, sentence=True)
+    def __init__(self, commands: Mapping[str, SlashCommand]) -> None:
+        self._commands = commands
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        if document.text.startswith("/"):
-            yield from self._words.get_completions(document, complete_event)
+        typed = document.text_before_cursor
+        for name, slash in self._commands.items():
+            if typed.startswith("/") and name.startswith(typed):
+                yield Completion(f"{name} " if slash.argument else name, -len(typed), display=name)
 
 
 class _PrivateFileHistory(FileHistory):

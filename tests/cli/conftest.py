@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from fake_engine import END, FakeLlama
-from terminal import Terminal
+from pseudo_terminal import FAKE_MAIN, Terminal
 
 import pyengine
 from pyengine.cli import completion, main
-
-FAKE_MAIN = Path(__file__).with_name("fake_main.py")
 
 Invoke = Callable[..., Result]
 

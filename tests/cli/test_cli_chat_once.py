@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pseudo_terminal import FAKE_MAIN
 
 from pyengine.cli.chat import DEFAULT_QUESTION
 
@@ -44,8 +45,6 @@ def test_with_nothing_to_answer_a_greeting_is_asked(invoke, fake, arguments, std
 
 
 def test_a_silent_open_pipe_does_not_hang(environment, tmp_path):
-    from conftest import FAKE_MAIN
-
     script = (
         "import runpy, pyengine.cli.inputs as inputs; inputs.PIPE_PATIENCE_S = 0.2; "
         f"runpy.run_path({str(FAKE_MAIN)!r}, run_name='__main__')"

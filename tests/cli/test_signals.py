@@ -10,8 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import FAKE_MAIN
-from terminal import TIMEOUT_S
+from pseudo_terminal import FAKE_MAIN, TIMEOUT_S
 
 from pyengine.cli.interrupt import StopRequest
 

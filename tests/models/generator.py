@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def write_model(
     split: int | None = None,
     alignment: int = 32,
     shuffle: bool = True,
-    **sizes: object,
+    **sizes: Any,
 ) -> ModelFacts:
     """Write a random model that llama.cpp loads, and say what is in it.
 
@@ -126,7 +127,7 @@ def write_model(
     """
     if alignment < LEAST_ALIGNMENT:
         raise ValueError(f"stock llama.cpp cannot map a file of alignment {alignment}")
-    plan = plan_model(arch, **sizes)  # type: ignore[arg-type]
+    plan = plan_model(arch, **sizes)
     specs = {spec.name: spec for spec in plan.tensors}
 
     def data(t: EncodedTensor) -> ByteArray:

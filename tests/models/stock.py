@@ -8,16 +8,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from .ggml import ggml_base
 from .vocabulary import SPACE
 
 FloatArray = NDArray[np.float32]
@@ -124,22 +123,9 @@ class StockModel:
             llama_cpp.llama_set_adapters_lora(self.context, None, 0, None)
 
 
-@functools.cache
-def _ggml_base() -> Any:
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    library = next(p for p in sorted(folder.iterdir()) if p.stem.split(".")[0].endswith("ggml-base"))
-    ggml = ctypes.CDLL(str(library))
-    ggml.ggml_get_name.restype, ggml.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    ggml.ggml_nbytes.restype, ggml.ggml_nbytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
-    ggml.ggml_nrows.restype, ggml.ggml_nrows.argtypes = ctypes.c_int64, [ctypes.c_void_p]
-    ggml.ggml_backend_tensor_get.restype = None
-    ggml.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t] * 2
-    return ggml
-
-
 def _routing_callback(routing: dict[int, list[tuple[int, ...]]]) -> Callable[..., bool]:
     """A callback for llama.cpp that notes, for each block and token, all experts from the most to the least wanted."""
-    ggml = _ggml_base()
+    ggml = ggml_base()
 
     def note(tensor: int, ask: bool, _user: object) -> bool:
         name: bytes = ggml.ggml_get_name(tensor)

@@ -108,6 +108,21 @@ def test_stock_notices_a_mutated_weight(
     assert not np.array_equal(answer(mutation.facts.path)[1], answer(facts.path)[1])
 
 
+@pytest.mark.parametrize("model_id", ["q4_k_m", "odd-f16", "split-align64", "merged-gemma4-scales", "many-experts"])
+def test_stock_notices_experts_in_the_wrong_place(model_id: str, generated_model: ModelFactory, tmp_path: Path) -> None:
+    facts = generated_model(model_id)
+    copies = {part: tmp_path / part.name for part in facts.files}
+    for part, copy in copies.items():
+        copy.write_bytes(part.read_bytes())
+    down = facts.expert_tensor(facts.expert_blocks[-1], "down")
+    with copies[down.path].open("r+b") as file:
+        file.seek(down.offset)
+        experts = file.read(down.n_bytes)
+        file.seek(down.offset)
+        file.write(experts[down.stride :] + experts[: down.stride])
+    assert np.abs(answer(copies[facts.path])[1] - answer(facts.path)[1]).max() > 0.05
+
+
 def test_a_mutated_weight_of_a_block_that_is_skipped_changes_nothing(
     generated_model: ModelFactory, tmp_path: Path
 ) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pexpect
 import pyte
 
+FAKE_MAIN = Path(__file__).with_name("fake_main.py")
 COLUMNS, ROWS = 100, 200  # so many rows that nothing scrolls away
 TIMEOUT_S = 30.0  # generous: the machine may be busy
 

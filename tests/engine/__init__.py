@@ -1,0 +1,1 @@
+"""The engine against stock llama.cpp: exactness, residency, loading, memory, failures, threads."""
