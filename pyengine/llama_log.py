@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 from collections.abc import Iterator
 
 import llama_cpp
 from llama_cpp import _logger
 
-_ERROR = 3  # GGML_LOG_LEVEL_ERROR
-_CONTINUED = 5  # GGML_LOG_LEVEL_CONT
+# enum ggml_log_level. llama_cpp's own table of it is one off: it prints warnings even if not verbose, and hides errors.
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5
 
 # llama.cpp has one log callback per process, so this is process-wide too: with two threads inside errors_said() a line
 # goes to the one that entered last.
 _collecting: list[list[str]] = []
-_in_error = False
+_last_level = 0
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-    global _in_error
+    global _last_level
     if level != _CONTINUED:
-        _in_error = level == _ERROR
-    if _in_error and _collecting:
+        _last_level = level
+    if _collecting and _last_level == _ERROR:
         _collecting[-1].append(text.decode("utf-8", "replace").strip())
-    else:
+    elif not _collecting or _last_level != _WARNING or _logger.logger.level <= logging.DEBUG:
         _logger.llama_log_callback(level, text, user_data)
 
 
 @contextlib.contextmanager
 def errors_said() -> Iterator[list[str]]:
-    """Collect llama.cpp's error lines instead of printing them; everything else goes where llama_cpp sends it."""
+    """Collect llama.cpp's error lines instead of printing them, and keep its warnings to those who asked for verbose;
+    everything else goes where llama_cpp sends it."""
     llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
     lines: list[str] = []
     _collecting.append(lines)

@@ -65,8 +65,9 @@ DiskTier::~DiskTier() {
     }
 }
 
-void DiskTier::load_begin(uint64_t tag, const std::vector<Segment> & pieces) {
-    auto load = std::make_unique<Load>(Load{tag, pieces, static_cast<uint32_t>(pieces.size()), false, {}});
+void DiskTier::load_begin(uint64_t tag, std::vector<Segment> pieces) {
+    const auto n    = static_cast<uint32_t>(pieces.size());
+    auto       load = std::make_unique<Load>(Load{tag, std::move(pieces), n, false, {}});
     {
         std::lock_guard<std::mutex> lock(mutex_);
         if (inject_n_ > 0) {

@@ -45,7 +45,7 @@ class DiskTier {
     DiskTier(const DiskTier &)             = delete;
     DiskTier & operator=(const DiskTier &) = delete;
 
-    void   load_begin(uint64_t tag, const std::vector<Segment> & pieces);
+    void   load_begin(uint64_t tag, std::vector<Segment> pieces);
     Landed load_wait();                 // blocks; call only while loads are under way
     bool   load_poll(Landed * landed);  // takes a finished load if there is one
 

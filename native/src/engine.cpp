@@ -52,12 +52,14 @@ void Engine::start(uint64_t budget) {
 }
 
 void Engine::close() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    closed_ = true;
     if (owner_ != platform::process_id()) {
-        (void) disk_.release(); // a forked child has no I/O threads to join; the memory is not its own either
+        // A forked child has no I/O threads to join, and the lock may have been held at the fork.
+        (void) disk_.release();
+        closed_ = true;
         return;
     }
+    std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
     disk_.reset();
     classes_.clear();
 }

@@ -15,7 +15,9 @@ namespace pye {
 
 namespace {
 
-constexpr uint32_t kMostExperts = 1u << 14; // far above any model; keeps hostile counts from becoming allocations
+// llama.cpp's own limits (LLAMA_MAX_EXPERTS, LLAMA_MAX_LAYERS): it meets larger numbers with an assertion.
+constexpr uint32_t kMostExperts = 1024;
+constexpr uint32_t kMostBlocks  = 512;
 constexpr uint32_t kMostFiles   = 9999;
 constexpr uint64_t kAlign       = 64;       // of a matrix in a slot; the kernels want 32 or 64
 
@@ -59,7 +61,11 @@ void check_magic(const std::string & path, uint64_t size) {
     }
 }
 
-uint32_t get_u32(const gguf_context * g, const std::string & key, uint32_t otherwise) {
+[[noreturn]] void refuse_type(const std::string & path, const std::string & key) {
+    throw Error(PYE_E_FORMAT, path + ": GGUF key " + key + " has an unexpected type");
+}
+
+uint32_t get_u32(const gguf_context * g, const std::string & path, const std::string & key, uint32_t otherwise) {
     const int64_t id = gguf_find_key(g, key.c_str());
     if (id < 0) {
         return otherwise;
@@ -68,19 +74,19 @@ uint32_t get_u32(const gguf_context * g, const std::string & key, uint32_t other
         case GGUF_TYPE_UINT32: return gguf_get_val_u32(g, id);
         case GGUF_TYPE_UINT16: return gguf_get_val_u16(g, id);
         case GGUF_TYPE_INT32: return gguf_get_val_i32(g, id) < 0 ? UINT32_MAX : static_cast<uint32_t>(gguf_get_val_i32(g, id));
-        default: throw Error(PYE_E_FORMAT, "GGUF key " + key + " has an unexpected type");
+        default: refuse_type(path, key);
     }
 }
 
 // Some architectures give the count per layer: the largest is what matters here.
-uint32_t get_u32_or_largest(const gguf_context * g, const std::string & key, uint32_t otherwise) {
+uint32_t get_u32_or_largest(const gguf_context * g, const std::string & path, const std::string & key, uint32_t otherwise) {
     const int64_t id = gguf_find_key(g, key.c_str());
     if (id < 0 || gguf_get_kv_type(g, id) != GGUF_TYPE_ARRAY) {
-        return get_u32(g, key, otherwise);
+        return get_u32(g, path, key, otherwise);
     }
     const gguf_type type = gguf_get_arr_type(g, id);
     if (type != GGUF_TYPE_UINT32 && type != GGUF_TYPE_INT32) {
-        throw Error(PYE_E_FORMAT, "GGUF key " + key + " has an unexpected type");
+        refuse_type(path, key);
     }
     const auto * values = static_cast<const uint32_t *>(gguf_get_arr_data(g, id));
     return gguf_get_arr_n(g, id) == 0 ? 0 : *std::max_element(values, values + gguf_get_arr_n(g, id));
@@ -168,17 +174,47 @@ class Builder {
             throw Error(PYE_E_FORMAT, path + ": GGUF key general.architecture is missing");
         }
         index_.architecture = gguf_get_val_str(g, arch);
-        // Counts that llama.cpp would meet with an assertion are refused here with a sentence.
-        index_.n_expert      = get_u32_or_largest(g, index_.architecture + ".expert_count", 0);
-        index_.n_expert_used = get_u32_or_largest(g, index_.architecture + ".expert_used_count", 0);
+        index_.n_expert      = get_u32_or_largest(g, path, index_.architecture + ".expert_count", 0);
+        index_.n_expert_used = get_u32_or_largest(g, path, index_.architecture + ".expert_used_count", 0);
+        check_counts(g, path);
+        index_.paths = split_paths(path, get_u32(g, path, "split.count", 1));
+    }
+
+    // What llama.cpp would meet with an assertion, which ends the process, is refused here with a sentence.
+    void check_counts(const gguf_context * g, const std::string & path) const {
+        const auto count = [&](const char * key, uint32_t otherwise) {
+            return get_u32(g, path, index_.architecture + key, otherwise);
+        };
+        const auto refuse = [&](const char * key, uint32_t value, const std::string & why) {
+            throw Error(PYE_E_FORMAT, path + ": " + key + " " + std::to_string(value) + " " + why);
+        };
+        const std::string fits = "does not fit expert_count " + std::to_string(index_.n_expert);
         if (index_.n_expert > kMostExperts) {
-            throw Error(PYE_E_FORMAT, path + ": expert_count " + std::to_string(index_.n_expert) + " is absurd");
+            refuse("expert_count", index_.n_expert, "is more than llama.cpp's " + std::to_string(kMostExperts));
         }
         if (index_.n_expert_used > index_.n_expert || (index_.n_expert > 0 && index_.n_expert_used == 0)) {
-            throw Error(PYE_E_FORMAT, path + ": expert_used_count " + std::to_string(index_.n_expert_used) +
-                                          " does not fit expert_count " + std::to_string(index_.n_expert));
+            refuse("expert_used_count", index_.n_expert_used, fits);
         }
-        index_.paths = split_paths(path, get_u32(g, "split.count", 1));
+        const uint32_t n_group = count(".expert_group_count", 0);
+        if (n_group > 0 && (n_group >= index_.n_expert || index_.n_expert % n_group != 0)) {
+            refuse("expert_group_count", n_group, fits);
+        }
+        const uint32_t n_group_used = count(".expert_group_used_count", 0);
+        if (n_group > 1 && (n_group_used == 0 || n_group_used >= n_group)) {
+            refuse("expert_group_used_count", n_group_used, "does not fit expert_group_count " + std::to_string(n_group));
+        }
+        const uint32_t n_block = count(".block_count", 1);
+        if (n_block == 0 || n_block > kMostBlocks) {
+            refuse("block_count", n_block, "is not between 1 and llama.cpp's " + std::to_string(kMostBlocks));
+        }
+        const uint32_t n_extra = count(".nextn_predict_layers", 0);
+        if (n_extra > n_block) {
+            refuse("nextn_predict_layers", n_extra, "does not fit block_count " + std::to_string(n_block));
+        }
+        const uint32_t n_context = count(".context_length", 0);
+        if (n_context > INT32_MAX) { // it comes out of llama.cpp as a negative number
+            refuse("context_length", n_context, "is absurd");
+        }
     }
 
     void add_tensor(const gguf_context * g, const ggml_context * meta, int64_t i, uint32_t file, uint64_t file_size) {
@@ -215,6 +251,10 @@ class Builder {
         if (found_.empty()) {
             throw Error(PYE_E_UNSUPPORTED, "no experts in this model: nothing to manage");
         }
+        if (index_.n_expert == 0) {
+            throw Error(PYE_E_FORMAT, index_.paths[0] + ": there are expert tensors, but no GGUF key " + index_.architecture +
+                                          ".expert_count says how many experts");
+        }
         std::sort(found_.begin(), found_.end(), [](const Found & a, const Found & b) {
             return a.block != b.block ? a.block < b.block : a.role < b.role;
         });
@@ -225,14 +265,14 @@ class Builder {
                 index_.layers.back().n_expert = f.n_expert;
             }
             ExpertLayer & layer = index_.layers.back();
-            if (layer.n_expert != f.n_expert || f.n_expert < index_.n_expert_used) {
-                throw Error(PYE_E_FORMAT, "tensor " + f.matrix.name + " has " + std::to_string(f.n_expert) +
-                                              " experts, which does not fit the rest of the model");
+            if (layer.n_expert != f.n_expert || f.n_expert < index_.n_expert_used || f.n_expert > index_.n_expert) {
+                throw Error(PYE_E_FORMAT, index_.paths[f.matrix.data.file] + ": tensor " + f.matrix.name + " has " +
+                                              std::to_string(f.n_expert) + " experts, which does not fit the rest of the model");
             }
             f.matrix.layer = static_cast<uint32_t>(index_.layers.size() - 1);
             f.matrix.place = static_cast<uint32_t>(layer.matrices.size());
             if (!index_.by_name.emplace(f.matrix.name, std::make_pair(f.matrix.layer, f.matrix.place)).second) {
-                throw Error(PYE_E_FORMAT, "tensor " + f.matrix.name + " appears twice");
+                throw Error(PYE_E_FORMAT, index_.paths[f.matrix.data.file] + ": tensor " + f.matrix.name + " appears twice");
             }
             layer.matrices.push_back(std::move(f.matrix));
         }

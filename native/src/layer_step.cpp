@@ -7,9 +7,12 @@
 
 namespace pye {
 
-LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted)
+LayerStep::LayerStep(Engine & engine, uint32_t layer)
     : engine_(engine), number_(layer), layer_(engine.index_.layers[layer]),
-      store_(*engine.classes_[layer_.shape_class].store) {
+      store_(*engine.classes_[layer_.shape_class].store) {}
+
+// Delegates, so that the destructor unpins and waits even if this body throws.
+LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted) : LayerStep(engine, layer) {
     // Hits first: the ids arrive as a set, and a load for one member must not push out another.
     std::vector<Wanted> missing;
     ready_.reserve(wanted.size());
@@ -56,7 +59,11 @@ void LayerStep::event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t p
 void LayerStep::begin_loads() {
     while (!waiting_.empty()) {
         uint32_t       evicted = SlotStore::kNone;
-        const uint32_t slot    = store_.claim(dense(waiting_.back()), &evicted);
+        std::vector<Segment> pieces;
+        for (const ExpertMatrix & m : layer_.matrices) {
+            pieces.push_back(m.of_expert(waiting_.back()));
+        }
+        const uint32_t slot = store_.claim(dense(waiting_.back()), &evicted);
         if (slot == SlotStore::kNone) {
             return;
         }
@@ -70,11 +77,7 @@ void LayerStep::begin_loads() {
                 }
             }
         }
-        std::vector<Segment> pieces;
-        for (const ExpertMatrix & m : layer_.matrices) {
-            pieces.push_back(m.of_expert(waiting_.back()));
-        }
-        engine_.disk_->load_begin(tag(slot), pieces);
+        engine_.disk_->load_begin(tag(slot), std::move(pieces));
         ++n_loading_;
         waiting_.pop_back();
     }

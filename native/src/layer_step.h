@@ -35,6 +35,8 @@ class LayerStep {
     uint32_t slot_of(uint32_t expert) const { return store_.slot_of(dense(expert)); }
 
   private:
+    LayerStep(Engine & engine, uint32_t layer);
+
     uint32_t dense(uint32_t expert) const { return layer_.first + expert; }
     void     begin_loads();
     void     take(const DiskTier::Landed & landed);

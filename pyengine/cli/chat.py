@@ -41,8 +41,10 @@ def command(
     from pyengine.cli.loading import opened
     from pyengine.cli.output import is_terminal
 
+    if n_predict == 0:
+        raise click.UsageError("-n 0 would leave nothing of an answer.")
     if system is not None:
-        inputs.from_option(system, "--system-prompt")
+        system = inputs.from_option(system, "--system-prompt")
     question = _question(prompt)
     if question is None and not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         question = inputs.from_pipe() or DEFAULT_QUESTION

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyengine.cli.conversation import Figures
 from pyengine.cli.interrupt import StopRequest
 from pyengine.cli.options import Sampling
-from pyengine.cli.output import reading_prompt
+from pyengine.cli.output import line_end, reading_prompt
 
 if TYPE_CHECKING:
     from pyengine import Llama
@@ -115,8 +115,8 @@ def complete(llm: Llama, prompt: str, limit: int, sampling: Sampling, *, stream:
             result.prompt_s = time.perf_counter() - started_at
         result.stopped = stop.requested
     result.add_text(decoder.decode(b"", final=True), stream)
-    if stream and result.text[-1:] not in ("", "\n"):
-        print()
+    if stream:
+        print(end=line_end(result.text), flush=True)
     return result
 
 

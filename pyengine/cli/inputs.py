@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 from pathlib import Path
@@ -19,9 +20,14 @@ def from_option(text: str, option: str) -> str:
     """
     try:
         text.encode("utf-8")
+        return text
     except UnicodeEncodeError:
+        pass
+    try:
+        # Python could not read the argument in this locale's encoding; perhaps its bytes are UTF-8 all the same.
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
         raise ValueError(f"the text given with {option} is not valid UTF-8") from None
-    return text
 
 
 def from_file(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyengine.cli.conversation import Conversation
 from pyengine.cli.interrupt import StopRequest
-from pyengine.cli.output import is_terminal, notice, reading_prompt, status_line
+from pyengine.cli.output import is_terminal, line_end, notice, reading_prompt, status_line
 from pyengine.cli.wordwrap import WordWrap
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ def answer_once(llm: Llama, conversation: Conversation, question: str) -> None:
     with StopRequest(llm) as stop:
         answer = conversation.ask(question, stop)
         with reading_prompt(llm) as spinner:
-            for piece in answer:
-                spinner.stop()
-                print(wrap.feed(piece) if wrap else piece, end="", flush=True)
-    print(wrap.finish() if wrap else "", end="" if answer.text[-1:] in ("", "\n") else "\n", flush=True)
+            try:
+                for piece in answer:
+                    spinner.stop()
+                    print(wrap.feed(piece) if wrap else piece, end="", flush=True)
+            finally:
+                print(wrap.finish() if wrap else "", end=line_end(answer.text), flush=True)
     if answer.stopped:
         raise KeyboardInterrupt
     notice(status_line(answer.figures))

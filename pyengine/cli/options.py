@@ -17,6 +17,11 @@ import click
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEFAULT_CONTEXT = 4096
+
+# llama.cpp rounds a context up to a multiple of this; llama_cpp.Llama 0.3.36 does not follow with its own arrays, and a
+# text longer than what was asked for then fails in them. So we ask for what there will be.
+CONTEXT_STEP = 256
+
 ENVIRONMENT_PREFIX = "PYENGINE_"  # PYENGINE_CTX_SIZE sets --ctx-size, and so on, for every command that has the option
 
 
@@ -74,7 +79,7 @@ class ModelOptions:
         """Keyword arguments for pyengine.Llama."""
         given = {
             "ram_budget": budget(self.ram_budget),
-            "n_ctx": self.ctx_size,
+            "n_ctx": -(-self.ctx_size // CONTEXT_STEP) * CONTEXT_STEP,
             "n_threads": self.threads,
             "n_threads_batch": self.threads_batch or self.threads,
             "n_batch": self.batch_size,
@@ -168,7 +173,7 @@ _MODEL_OPTIONS = (
         show_default=True,
         env=True,
         metavar="N",
-        help="Context size in tokens; 0 takes the model's own.",
+        help=f"Context size in tokens, rounded up to a multiple of {CONTEXT_STEP}; 0 takes the model's own.",
     ),
     _model_option(
         "-t",

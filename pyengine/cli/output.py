@@ -57,11 +57,11 @@ class TerminalSpinner:
         from rich.text import Text
         from rich.theme import Theme
 
-        spinner = self
+        text = self._text
 
         class Line(ProgressColumn):
             def render(self, task: Task) -> Text:
-                return Text(spinner._text(), style=style(DIM))
+                return Text(text(), style=style(DIM))
 
         descriptor = os.dup(sys.stderr.fileno())
         self._file = self._stack.enter_context(os.fdopen(descriptor, "w", encoding=sys.stderr.encoding))
@@ -105,6 +105,11 @@ def reading_prompt(llm: Llama, total: int | None = None) -> TerminalSpinner:
     return TerminalSpinner(text)
 
 
+def line_end(text: str) -> str:
+    """What must follow `text` so that the next line starts at the left."""
+    return "" if text[-1:] in ("", "\n") else "\n"
+
+
 def is_terminal(stream: Any) -> bool:
     """Whether a standard stream exists, is open and is a terminal."""
     return stream is not None and not stream.closed and bool(stream.isatty())
@@ -115,10 +120,13 @@ def quiet_keyboard() -> Iterator[None]:
     """Inside the block typed keys, ^C among them, are not echoed into the answer; they wait for the next prompt."""
     try:
         import termios
-
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    try:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError, termios.error):
+    except (OSError, ValueError, termios.error):  # no terminal
         yield
         return
     silent = list(before)

@@ -27,6 +27,7 @@ from pyengine.cli.output import (
     ERROR,
     STRONG,
     console,
+    line_end,
     notice,
     quiet_keyboard,
     reading_prompt,
@@ -114,13 +115,15 @@ class Session:
         conversation, wrap = self._conversation, WordWrap()
         answer = conversation.ask(text, stop)
         with reading_prompt(self._llm) as spinner:
-            for piece in answer:
-                if piece == answer.text:  # the first one: now it is known whether the conversation fits
-                    spinner.stop()
-                    if conversation.dropped:
-                        self._say(_dropped(conversation.dropped))
-                print(wrap.feed(piece), end="", flush=True)
-        print(wrap.finish(), end="" if answer.text[-1:] in ("", "\n") else "\n", flush=True)
+            try:
+                for piece in answer:
+                    if piece == answer.text:  # the first one: now it is known whether the conversation fits
+                        spinner.stop()
+                        if conversation.dropped:
+                            self._say(_dropped(conversation.dropped))
+                    print(wrap.feed(piece), end="", flush=True)
+            finally:
+                print(wrap.finish(), end=line_end(answer.text), flush=True)
         conversation.record(text, answer)
         if answer.text:
             self._screen.print()
@@ -209,12 +212,12 @@ class _PrivateFileHistory(FileHistory):
 
 
 def _history() -> History:
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "pyengine" / "chat_history"
     try:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        path = state / "pyengine" / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or no home directory
         return InMemoryHistory()
     return _PrivateFileHistory(str(path))
 

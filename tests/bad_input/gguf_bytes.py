@@ -119,11 +119,11 @@ class Gguf:
             raise KeyError(name)
         return replace(self, keys=kept)
 
-    def with_tensor(self, name: str, **changes: object) -> Gguf:
+    def with_tensor(self, tensor: str, /, **changes: object) -> Gguf:
         """A copy with fields of one tensor's entry changed, the data as it was. Raises KeyError."""
-        if name not in [t.name for t in self.tensors]:
-            raise KeyError(name)
-        changed = [replace(t, **changes) if t.name == name else t for t in self.tensors]  # type: ignore[arg-type]
+        if tensor not in [t.name for t in self.tensors]:
+            raise KeyError(tensor)
+        changed = [replace(t, **changes) if t.name == tensor else t for t in self.tensors]  # type: ignore[arg-type]
         return replace(self, tensors=changed)
 
     def with_data_for(self, tensors: list[Tensor], n_bytes: dict[str, int]) -> Gguf:

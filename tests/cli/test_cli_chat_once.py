@@ -71,6 +71,14 @@ def test_a_pipe_that_is_not_utf8_is_a_clear_error(invoke, fake):
     assert fake.made == []
 
 
+def test_utf8_arguments_work_in_the_c_locale(environment):
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python takes arguments for ASCII
+    done = subprocess.run(
+        [sys.executable, str(FAKE_MAIN), "chat", "-p", "日本"], env=environment, capture_output=True, check=True
+    )
+    assert done.stdout.decode() == "You said: 日本\n"
+
+
 def test_system_prompt_limit_and_sampling_reach_the_engine(invoke, fake):
     done = invoke("chat", "-p", "a b c", "-sys", "be brief", "-n", "2", "--temp", "0", "-s", "5")
     assert done.stdout == "You said:\n"
@@ -83,10 +91,10 @@ def test_system_prompt_limit_and_sampling_reach_the_engine(invoke, fake):
 
 
 def test_a_message_longer_than_the_context_is_a_clear_error(invoke):
-    done = invoke("chat", "-p", "a b c d e f g h", "-c", "8")
+    done = invoke("chat", "-p", "word " * 256, "-c", "256")
     assert done.exit_code == 1
     assert done.stderr.endswith(
-        "error: the message does not fit the context of 8 tokens; start with a larger -c/--ctx-size\n"
+        "error: the message does not fit the context of 256 tokens; start with a larger -c/--ctx-size\n"
     )
 
 
@@ -94,7 +102,7 @@ def test_a_read_error_in_mid_answer_is_a_clear_error(invoke, fake):
     fake.fail_at_token = 4
     done = invoke("chat", "-p", "hello")
     assert done.exit_code == 1
-    assert done.stdout == "You said:"
+    assert done.stdout == "You said:\n"
     assert done.stderr.endswith("error: layer 3, expert 7: cannot read 62208 bytes: Input/output error\n")
     assert fake.made[0].closed
 

@@ -56,6 +56,7 @@ def test_version(invoke):
         ["run"],
         ["run", "-p", "a", "-f", "b"],
         ["run", "-p", "a", "-n", "-2"],
+        ["chat", "-p", "a", "-n", "0"],
         ["chat", "-p", "a", "--temp", "-0.1"],
         ["chat", "-p", "a", "--top-p", "1.5"],
         ["chat", "-p", "a", "-s", "4294967295"],

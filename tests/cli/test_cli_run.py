@@ -59,16 +59,29 @@ def test_n_0_computes_the_prompt_alone(invoke, fake):
     assert answer["timings"]["ttft_s"] is answer["timings"]["decode_tokens_per_s"] is None
 
 
+def words(count):
+    """A prompt of so many tokens."""
+    return " ".join(["a"] * count)
+
+
 def test_the_context_limits_the_text(invoke):
-    answer = report(invoke("run", "-p", "a b c", "-c", "5", "--json"))
+    answer = report(invoke("run", "-p", words(254), "-c", "256", "--json"))
     assert answer["text"] == " one two"
     assert answer["finish_reason"] == "length"
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(invoke):
-    done = invoke("run", "-p", "a b c d e", "-c", "5")
+    done = invoke("run", "-p", words(256), "-c", "256")
     assert done.exit_code == 1
-    assert done.stderr.endswith("error: the prompt has 5 tokens and the context 5; start with a larger -c/--ctx-size\n")
+    assert done.stderr.endswith(
+        "error: the prompt has 256 tokens and the context 256; start with a larger -c/--ctx-size\n"
+    )
+
+
+@pytest.mark.parametrize(("asked", "given"), [("0", 0), ("1", 256), ("256", 256), ("257", 512), ("4096", 4096)])
+def test_the_context_is_rounded_as_llama_cpp_rounds_it(invoke, fake, asked, given):
+    invoke("run", "-p", "x", "-n", "0", "-c", asked)
+    assert fake.made[0].n_ctx() == given
 
 
 def test_an_empty_prompt_without_a_beginning_token_is_an_error(invoke):
@@ -111,12 +124,12 @@ def test_a_random_seed_differs_from_run_to_run(invoke):
 def test_model_options_reach_the_engine_and_others_stay_its_own(invoke, fake, tmp_path):
     model = tmp_path / "m.gguf"
     model.touch()
-    invoke("run", "-p", "x", "-m", str(model), "-c", "99", "-b", "64", "-ub", "32", "-t", "5", "-tb", "6", "-fa")
+    invoke("run", "-p", "x", "-m", str(model), "-c", "512", "-b", "64", "-ub", "32", "-t", "5", "-tb", "6", "-fa")
     invoke("run", "-p", "x")
     given, default = fake.made
     assert given.model_path == str(model)
     assert given.arguments == {
-        "n_ctx": 99,
+        "n_ctx": 512,
         "n_batch": 64,
         "n_ubatch": 32,
         "n_threads": 5,
@@ -129,11 +142,11 @@ def test_model_options_reach_the_engine_and_others_stay_its_own(invoke, fake, tm
 
 
 def test_environment_variables_set_options_and_the_command_line_wins(invoke, fake):
-    env = {"PYENGINE_RAM_BUDGET": "25%", "PYENGINE_CTX_SIZE": "77", "PYENGINE_N_PREDICT": "1"}
+    env = {"PYENGINE_RAM_BUDGET": "25%", "PYENGINE_CTX_SIZE": "512", "PYENGINE_N_PREDICT": "1"}
     assert invoke("run", "-p", "x", env=env).stdout == " one\n"
     assert fake.made[0].expert_stats()["slots"] == 240
-    invoke("run", "-p", "x", "-c", "88", env=env)
-    assert [llm.n_ctx() for llm in fake.made] == [77, 88]
+    invoke("run", "-p", "x", "-c", "768", env=env)
+    assert [llm.n_ctx() for llm in fake.made] == [512, 768]
 
 
 @pytest.mark.parametrize("source", ["file", "stdin"])

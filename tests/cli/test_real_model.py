@@ -139,7 +139,7 @@ def shown_answer(session):
 
 
 def test_a_session(real, tmp_path):
-    command = [*PYENGINE, "chat", "--temp", "0", "--ram-budget", "50%", "-c", "160"]
+    command = [*PYENGINE, "chat", "--temp", "0", "--ram-budget", "50%", "-c", "256"]
     session = Terminal(command, real.environment, str(tmp_path))
     try:
         session.enter("What is the capital of France?")
@@ -152,7 +152,7 @@ def test_a_session(real, tmp_path):
         session.wait_for("hit rate")
         session.enter("/budget 25%")
         session.wait_for("30 layers x 8 of 32 experts")
-        session.enter("Thanks a lot. " * 25)  # with what was said before more than the context holds
+        session.enter("Thanks a lot. " * 38)  # with what was said before more than the context holds
         session.wait_for("forgotten to make room in the context")
         session.wait_for("tok/s")
         session.enter("What is the capital of Italy?")

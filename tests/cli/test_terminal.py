@@ -205,25 +205,25 @@ def test_an_unwritable_state_directory_costs_only_the_history(terminal, tmp_path
 
 
 def test_a_full_context_drops_oldest_turns_with_one_line(terminal):
-    session = terminal("chat", "-c", "60")
+    session = terminal("chat", "-c", "256", answers=["the answer"])
     for number in range(6):
-        session.enter(f"a message with number {number}")
-        session.wait_for(f"You said: a message with number {number}")
+        session.enter(f"message number {number} " + "word " * 40)
+        session.wait_for("the answer")
     session.wait_for_prompt()
     said = [line for line in session.lines if "forgotten to make room in the context" in line]
     assert 1 <= len(said) < 5
 
 
 def test_an_answer_cut_by_the_context_says_so(terminal):
-    session = terminal("chat", "-c", "40", answers=["word " * 100])
+    session = terminal("chat", "-c", "256", answers=["word " * 300])
     session.enter("go")
-    session.wait_for("(cut off: the context of 40 tokens is full; -c sets its size)")
+    session.wait_for("(cut off: the context of 256 tokens is full; -c sets its size)")
 
 
 def test_a_read_error_in_mid_answer_keeps_the_session(terminal):
     session = terminal("chat", fail_at_token=4)
     session.enter("hello")
-    session.wait_for("error: layer 3, expert 7: cannot read 62208 bytes: Input/output error")
+    session.wait_for("\n\nYou said:\nerror: layer 3, expert 7: cannot read 62208 bytes: Input/output error")
     assert leave(session) == 0
 
 

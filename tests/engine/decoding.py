@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 Script = list[list[int]]  # token ids, one list for each llama_decode
+
+logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # what its log callback prints
 
 _EXPERT_WEIGHTS = rb"blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$"
 

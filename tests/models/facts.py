@@ -52,7 +52,6 @@ class ModelFacts:
     n_vocab: int
     expert_tensors: tuple[ExpertTensor, ...]
     other_bytes: int
-    dense_tensors: tuple[str, ...]  # names of the other matrices of the computed blocks
 
     @property
     def expert_blocks(self) -> tuple[int, ...]:
@@ -90,7 +89,7 @@ def read_facts(files: Sequence[Path]) -> ModelFacts:
         return int(fields[f"{arch}.{key}"].contents()) if f"{arch}.{key}" in fields else 0
 
     n_layer = count("block_count") - count("nextn_predict_layers")
-    expert_tensors, dense, other_bytes = [], [], 0
+    expert_tensors, other_bytes = [], 0
     for path, reader in zip(files, readers, strict=True):
         for t in reader.tensors:
             match = _EXPERT_TENSOR.fullmatch(t.name)
@@ -113,8 +112,6 @@ def read_facts(files: Sequence[Path]) -> ModelFacts:
                 )
             elif computed:
                 other_bytes += int(t.n_bytes)
-                if block and len(shape) == 2 and t.name.endswith(".weight"):
-                    dense.append(t.name)
     return ModelFacts(
         path=files[0],
         files=tuple(files),
@@ -125,5 +122,4 @@ def read_facts(files: Sequence[Path]) -> ModelFacts:
         n_vocab=len(fields["tokenizer.ggml.tokens"].data),
         expert_tensors=tuple(sorted(expert_tensors, key=lambda t: (t.block, t.projection))),
         other_bytes=other_bytes,
-        dense_tensors=tuple(sorted(dense)),
     )

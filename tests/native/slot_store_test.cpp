@@ -208,7 +208,7 @@ TEST(priorities_count_at_the_moment_of_eviction) {
 TEST(positive_infinity_outlives_everything_finite) {
     SlotStore store = full_store(6, 3);
     store.set_priorities({kInfinity, std::numeric_limits<float>::max(), 0, 0, 0, 0});
-    for (int round = 0; round < 10; ++round) {
+    for (uint32_t round = 0; round < 10; ++round) {
         store.touch(store.slot_of(1));
         CHECK_EQUAL(victim_for(store, 3 + round % 3), round == 0 ? 2 : 3 + (round + 2) % 3);
     }

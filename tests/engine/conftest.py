@@ -1,0 +1,33 @@
+"""Models of the grid, and stock llama.cpp to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from models.facts import ModelFacts
+from models.fixtures import ModelFactory, generated_model
+from models.grid import FULL, SMALL
+
+from .reference import StockProcess
+
+__all__ = ["generated_model"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "grid_model" in metafunc.fixturenames:
+        grid = FULL if metafunc.config.getoption("--grid") == "full" else SMALL
+        metafunc.parametrize("grid_model", grid, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def grid_model(request: pytest.FixtureRequest, generated_model: ModelFactory) -> ModelFacts:
+    """Each model of the grid in turn."""
+    return generated_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StockProcess]:
+    """Stock llama.cpp in a process that never loads pyengine."""
+    with StockProcess(tmp_path_factory.mktemp("stock")) as process:
+        yield process

@@ -1,0 +1,121 @@
+"""The same logits as stock llama.cpp, bit by bit, whatever the budget: every architecture and type of the grid.
+
+Stock computes in a process that never loads pyengine. `--grid full` crosses all architectures with all types.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models.architectures import ARCHITECTURES
+from models.facts import ModelFacts
+from models.fixtures import ModelFactory
+from models.mutation import mutate
+from models.vocabulary import N_VOCAB
+
+from pyengine.architectures import MANAGED
+
+from .decoding import Model, random_script
+from .managed import EVICT, assert_same_bits, managed, nmse, same_bits
+from .reference import StockProcess
+
+# Token by token, then many at once: few, an odd number, and more than a micro-batch of 64; then token by token again.
+SCRIPT = random_script([1] * 12 + [2, 33, 200] + [1] * 4, N_VOCAB)
+DECODED = np.r_[0:12, 247:251]
+PREFILLED = np.r_[12:247]
+
+# Share of the experts that are resident (0: one slot for each shape of expert) and tokens in a micro-batch.
+CASES = {
+    "least budget, ubatch 64": (0.0, 64),
+    "least budget, ubatch 512": (0.0, 512),
+    "12.5 %, ubatch 64": (0.125, 64),
+    "50 %, ubatch 512": (0.5, 512),
+    "100 %, ubatch 64": (1.0, 64),
+    "100 %, ubatch 512": (1.0, 512),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_bits_as_stock(grid_model: ModelFacts, case: str, stock: StockProcess) -> None:
+    share, n_ubatch = CASES[case]
+    wanted = stock.run(grid_model.path, SCRIPT, n_ubatch=n_ubatch).logits
+    with managed(grid_model.path, share) as (engine, model), model.context(n_ubatch=n_ubatch) as context:
+        got = context.run(SCRIPT)
+        info, stats = engine.info, engine.stats()
+    assert_same_bits(got[DECODED], wanted[DECODED])
+    assert nmse(got[PREFILLED], wanted[PREFILLED]) < 1e-6
+    assert_same_bits(got[PREFILLED], wanted[PREFILLED])
+    # The budget was what the case says.
+    if share == 1:
+        assert stats["slots"] == info.n_experts_total
+        assert stats["evictions"] == 0 and stats["misses"] == stats["resident"] <= info.n_experts_total
+    else:
+        assert stats["budget_bytes"] <= max(info.least_budget, share * info.slot_bytes)
+        assert stats["resident"] <= stats["slots"] < info.n_experts_total
+        assert stats["evictions"] > 0
+    if stats["slots"] < info.n_expert_used:
+        assert stats["passes"] > stats["steps_layers"], "one token's ranks needed several passes"
+
+
+def test_the_grid_has_every_managed_architecture() -> None:
+    assert {a.name for a in ARCHITECTURES.values()} >= MANAGED
+
+
+@pytest.mark.parametrize("model_id", ["llama-q4_0", "llama-f16", "llama-q4_k", "gpt-oss", "merged-deepseek2", "split"])
+@pytest.mark.parametrize("direction", ["inward", "down"])
+def test_one_mutated_weight_is_noticed(
+    model_id: str, direction: str, generated_model: ModelFactory, stock: StockProcess, tmp_path: Path
+) -> None:
+    """The comparison can fail: it does for a file that differs from stock's in one weight of one expert."""
+    facts = generated_model(model_id)
+    script = SCRIPT[:12]
+    wanted = stock.run(facts.path, script).logits
+    with managed(facts.path, 0.5) as (engine, model), model.context() as context:
+        assert_same_bits(context.run(script), wanted)
+        events = engine.events()
+    used = events[(events["layer"] == 0) & (events["kind"] != EVICT)]
+    block = facts.expert_blocks[0]
+    expert = int(used["expert"][-1])
+    projections = {t.projection for t in facts.expert_tensors}
+    projection = "down" if direction == "down" else "gate_up" if "gate_up" in projections else "up"
+    mutated = mutate(facts, tmp_path / "mutated.gguf", facts.expert_tensor(block, projection), expert=expert).facts
+    for share in (0.0, 1.0):
+        with managed(mutated.path, share) as (_, model), model.context() as context:
+            got = context.run(script)
+        assert not same_bits(got, wanted)
+        with pytest.raises(AssertionError, match="other logits"):
+            assert_same_bits(got, wanted)
+        assert_same_bits(got, stock.run(mutated.path, script).logits)
+
+
+WARMED = ["llama", "qwen2moe", "qwen3moe", "olmoe", "deepseek2", "gpt-oss", "granitemoe", "many-experts", "q4_k_m"]
+
+
+@pytest.mark.parametrize("model_id", WARMED)
+def test_a_warm_up_with_all_experts_at_the_least_budget(
+    model_id: str, generated_model: ModelFactory, stock: StockProcess
+) -> None:
+    """Stock programs warm up with every expert of a layer at once, however few slots there are."""
+    facts = generated_model(model_id)
+    warm_up = SCRIPT[12:14]
+    with Model(facts.path) as model, model.context() as context:
+        context.set_warmup(True)
+        wanted = context.run(warm_up)
+    with managed(facts.path, 0) as (engine, model), model.context() as context:
+        context.set_warmup(True)
+        got = context.run(warm_up)
+        events = engine.events()
+        context.set_warmup(False)
+        context.clear()
+        afterwards = context.run(SCRIPT)
+    assert_same_bits(got, wanted)
+    chosen = events[events["kind"] != EVICT]
+    assert len(np.unique(chosen[["layer", "expert"]])) == engine_experts(facts)
+    assert_same_bits(afterwards, stock.run(facts.path, SCRIPT).logits)
+
+
+def engine_experts(facts: ModelFacts) -> int:
+    """Experts in all computed blocks."""
+    return len(facts.expert_blocks) * facts.n_expert

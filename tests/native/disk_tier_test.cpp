@@ -1,0 +1,473 @@
+#include "disk_tier.h"
+
+#include "check.h"
+#include "disk_tier_fixture.h"
+#include "error.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstring>
+#include <pthread.h>
+#include <set>
+#include <stdexcept>
+#include <sys/mman.h>
+#include <thread>
+
+using pye::DiskTier;
+using pye::Segment;
+namespace platform = pye::platform;
+
+namespace {
+
+constexpr uint64_t kPage = platform::kPage;
+
+bool contains(const std::string & text, const std::string & part) { return text.find(part) != std::string::npos; }
+
+uint64_t largest(const std::vector<Segment> & pieces) {
+    uint64_t n = 0;
+    for (const Segment & p : pieces) {
+        n = std::max(n, p.size);
+    }
+    return n;
+}
+
+std::vector<platform::File> one_file(platform::File file) {
+    std::vector<platform::File> files;
+    files.push_back(std::move(file));
+    return files;
+}
+
+// Pages of a file that the page cache holds.
+size_t cached_pages(const std::string & path) {
+    const size_t size = std::filesystem::file_size(path);
+    const int    fd   = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    void *       map  = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    CHECK(map != MAP_FAILED);
+    std::vector<unsigned char> resident((size + kPage - 1) / kPage);
+    const int                  status = mincore(map, size, resident.data());
+    munmap(map, size);
+    CHECK_EQUAL(status, 0);
+    return static_cast<size_t>(std::count_if(resident.begin(), resident.end(), [](unsigned char r) { return r & 1; }));
+}
+
+void drop_from_cache(const std::string & path) {
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    close(fd);
+}
+
+// Holds I/O threads inside their place function until it is opened.
+class Gate {
+  public:
+    void wait_inside() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++inside_;
+        changed_.notify_all();
+        changed_.wait(lock, [this] { return open_; });
+    }
+    void await(size_t n) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return inside_ >= n; });
+    }
+    void open() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        open_ = true;
+        changed_.notify_all();
+    }
+    size_t inside() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        return inside_;
+    }
+
+  private:
+    std::mutex              mutex_;
+    std::condition_variable changed_;
+    size_t                  inside_ = 0;
+    bool                    open_   = false;
+};
+
+} // namespace
+
+TEST(every_byte_at_odd_offsets_and_sizes) {
+    const uint64_t             size  = 5 * kPage + 1234; // ends within a page and within a disk block
+    const std::vector<Segment> cases = {
+        {0, 0, 1},
+        {0, 0, kPage},
+        {0, 0, kPage + 1},
+        {0, 1, kPage},
+        {0, 1, kPage - 1},
+        {0, kPage - 1, 1},
+        {0, kPage - 1, 2},
+        {0, kPage, kPage},
+        {0, kPage + 1, 3 * kPage - 2},
+        {0, 511, 2},
+        {0, 513, 1023},
+        {0, 2 * kPage - 7, 2 * kPage + 14},
+        {0, size - 1, 1},
+        {0, size - 1235, 1235},
+        {0, size - kPage - 1, kPage + 1},
+        {0, 5 * kPage, 1234},
+        {0, 0, size},
+        {0, 3, size - 3},
+    };
+    for (const Way & way : ways()) {
+        TemporaryFolder folder(way.parent);
+        write_pattern(folder.file("a"), 0, size);
+        Verifier       verifier;
+        platform::File file = way.open(folder.file("a"));
+        if (way.parent == "." && !way.buffered && !file.direct) {
+            check::note("this file system refuses direct reads: only buffered ones are tested");
+        }
+        CHECK_EQUAL(file.size, size);
+        DiskTier tier(one_file(file), largest(cases), 1, verifier.place());
+        for (uint64_t i = 0; i < cases.size(); ++i) {
+            verifier.begin(tier, i, {cases[i]});
+            const DiskTier::Landed landed = tier.load_wait();
+            CHECK_EQUAL(landed.why, "");
+            CHECK(landed.ok);
+            CHECK_EQUAL(landed.tag, i);
+            CHECK_EQUAL(verifier.arrived(i), 1u);
+            CHECK_EQUAL(verifier.wrong(), "");
+        }
+        CHECK_EQUAL(tier.counters().reads.load(), cases.size());
+        CHECK_EQUAL(tier.counters().errors.load(), 0u);
+        CHECK(tier.counters().busy_ns.load() > 0);
+        uint64_t asked = 0, covered = 0;
+        for (const Segment & s : cases) {
+            asked += s.size;
+            covered += std::min(size, (s.offset + s.size + kPage - 1) / kPage * kPage) - s.offset / kPage * kPage;
+        }
+        CHECK(tier.counters().bytes.load() >= asked);
+        CHECK(tier.counters().bytes.load() <= covered);
+        if (way.buffered) {
+            CHECK_EQUAL(tier.counters().bytes.load(), asked);
+        }
+    }
+}
+
+TEST(read_gives_any_part_of_a_segment_on_the_callers_thread) {
+    for (const Way & way : ways()) {
+        TemporaryFolder folder(way.parent);
+        const uint64_t  size = 3 * kPage + 77;
+        write_pattern(folder.file("a"), 0, size);
+        DiskTier      tier(one_file(way.open(folder.file("a"))), kPage, 1, [](uint64_t, uint32_t, const uint8_t *) {});
+        const Segment segment = {0, 999, size - 999};
+        for (const auto & [from, n] : std::vector<std::pair<uint64_t, uint64_t>>{
+                 {0, 1}, {0, size - 999}, {kPage, kPage}, {3097, 5000}, {size - 999 - 1, 1}}) {
+            std::vector<uint8_t> bytes(n + 1, 0xee);
+            tier.read(segment, from, n, bytes.data());
+            CHECK(is_pattern(bytes.data(), 0, segment.offset + from, n));
+            CHECK_EQUAL(bytes[n], 0xee);
+        }
+        uint8_t          bytes[8];
+        const pye::Error e = CAUGHT(pye::Error, tier.read({0, size - 4, 8}, 0, 8, bytes));
+        CHECK_EQUAL(e.code(), PYE_E_FILE);
+        CHECK(contains(e.what(), folder.file("a")));
+    }
+}
+
+TEST(several_files_and_many_loads_in_flight) {
+    for (const Way & way : ways()) {
+        TemporaryFolder             folder(way.parent);
+        std::vector<platform::File> files;
+        for (uint32_t f = 0; f < 3; ++f) {
+            const std::string path = folder.file(std::to_string(f));
+            write_pattern(path, f, 20 * kPage + 333 * f);
+            files.push_back(way.open(path));
+        }
+        Verifier           verifier;
+        DiskTier           tier(std::move(files), 2 * kPage, 4, verifier.place());
+        constexpr uint64_t n_load = 200;
+        for (uint64_t tag = 0; tag < n_load; ++tag) {
+            const uint32_t f = tag % 3;
+            verifier.begin(tier, tag << 32 | 7, // tags have 64 bits
+                           {{f, tag * 97, 2 * kPage}, {(f + 1) % 3, tag * 89 + 1, 1}, {f, tag * 83 + 2, kPage + tag}});
+        }
+        std::set<uint64_t> seen;
+        for (uint64_t i = 0; i < n_load; ++i) {
+            const DiskTier::Landed landed = tier.load_wait();
+            CHECK_EQUAL(landed.why, "");
+            CHECK(landed.ok);
+            CHECK(seen.insert(landed.tag).second);
+            CHECK_EQUAL(verifier.arrived(landed.tag), 3u); // a load lands with its last piece, not before
+        }
+        CHECK_EQUAL(verifier.wrong(), "");
+        CHECK_EQUAL(tier.counters().reads.load(), 3 * n_load);
+        DiskTier::Landed none;
+        CHECK(!tier.load_poll(&none));
+    }
+}
+
+TEST(what_place_wrote_is_seen_after_the_load_landed) {
+    // No lock of the test's own here: that the bytes may be read is the tier's promise. The thread sanitizer holds it to it.
+    TemporaryFolder folder;
+    const uint64_t  size = 16 * kPage;
+    write_pattern(folder.file("a"), 0, size);
+    std::vector<uint8_t> memory(size, 0);
+    DiskTier tier(one_file(platform::open_file(folder.file("a"))), kPage, 4,
+                  [&](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
+                      memcpy(memory.data() + (tag * 2 + piece) * kPage, bytes, kPage);
+                  });
+    for (uint64_t tag = 0; tag < 8; ++tag) {
+        tier.load_begin(tag, {{0, tag * 2 * kPage, kPage}, {0, (tag * 2 + 1) * kPage, kPage}});
+    }
+    for (int i = 0; i < 8; ++i) {
+        DiskTier::Landed landed;
+        if (i % 2 == 0) {
+            landed = tier.load_wait();
+        } else {
+            while (!tier.load_poll(&landed)) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            }
+        }
+        CHECK(landed.ok);
+        CHECK(is_pattern(memory.data() + landed.tag * 2 * kPage, 0, landed.tag * 2 * kPage, 2 * kPage));
+    }
+}
+
+TEST(a_segment_past_the_end_fails_and_others_do_not) {
+    for (const Way & way : ways()) {
+        TemporaryFolder folder(way.parent);
+        const uint64_t  size = 2 * kPage + 100;
+        write_pattern(folder.file("short"), 0, size);
+        Verifier verifier;
+        DiskTier tier(one_file(way.open(folder.file("short"))), 8 * kPage, 2, verifier.place());
+        verifier.begin(tier, 0, {{0, size - 10, 11}});         // one byte too many
+        verifier.begin(tier, 1, {{0, 10 * kPage, 5}});         // all of it behind the end
+        verifier.begin(tier, 2, {{0, 0, 5}, {0, size - 1, 2}}); // one good piece does not save the load
+        verifier.begin(tier, 3, {{0, size - 10, 10}});         // fits
+        verifier.begin(tier, 4, {{0, kPage, 2 * kPage}});      // ends in the last page, behind the end
+        for (int i = 0; i < 5; ++i) {
+            const DiskTier::Landed landed = tier.load_wait();
+            CHECK_EQUAL(landed.ok, landed.tag == 3);
+            CHECK_EQUAL(landed.why.empty(), landed.ok);
+            if (!landed.ok) {
+                CHECK(contains(landed.why, folder.file("short")));
+                CHECK(contains(landed.why, "ends too early"));
+            }
+        }
+        CHECK_EQUAL(verifier.wrong(), "");
+        CHECK_EQUAL(verifier.arrived(0) + verifier.arrived(1) + verifier.arrived(4), 0u);
+        CHECK_EQUAL(tier.counters().errors.load(), 4u);
+    }
+}
+
+TEST(a_file_truncated_or_removed_while_it_is_open) {
+    for (const Way & way : ways()) {
+        TemporaryFolder folder(way.parent);
+        write_pattern(folder.file("cut"), 0, 8 * kPage);
+        write_pattern(folder.file("gone"), 1, 8 * kPage);
+        Verifier                    verifier;
+        std::vector<platform::File> files = {way.open(folder.file("cut")), way.open(folder.file("gone"))};
+        DiskTier                    tier(std::move(files), 4 * kPage, 2, verifier.place());
+        std::filesystem::resize_file(folder.file("cut"), 4 * kPage + 10);
+        std::filesystem::remove(folder.file("gone"));
+        verifier.begin(tier, 0, {{0, 4 * kPage + 5, 20}});
+        verifier.begin(tier, 1, {{0, 4 * kPage, 10}});
+        verifier.begin(tier, 2, {{0, 4 * kPage - 1, 11}});
+        verifier.begin(tier, 3, {{1, 4 * kPage - 1, 3 * kPage}}); // an open file stays until it is closed
+        for (int i = 0; i < 4; ++i) {
+            const DiskTier::Landed landed = tier.load_wait();
+            CHECK_EQUAL(landed.ok, landed.tag != 0);
+        }
+        CHECK_EQUAL(verifier.wrong(), "");
+    }
+}
+
+TEST(what_the_system_says_about_a_failed_read_is_passed_on) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, kPage);
+    platform::File unreadable = open_buffered(folder.file("a"));
+    close(unreadable.fd);
+    unreadable.fd = open(folder.file("a").c_str(), O_WRONLY | O_CLOEXEC);
+    Verifier verifier;
+    DiskTier tier(one_file(unreadable), kPage, 1, verifier.place());
+    verifier.begin(tier, 9, {{0, 17, 5}});
+    const DiskTier::Landed landed = tier.load_wait();
+    CHECK(!landed.ok);
+    CHECK_EQUAL(landed.tag, 9u);
+    CHECK_EQUAL(landed.why, "reading " + folder.file("a") + " at byte 17: Bad file descriptor");
+    CHECK_EQUAL(verifier.n_arrived(), 0u);
+    uint8_t byte;
+    CHECK_EQUAL(CAUGHT(pye::Error, tier.read({0, 17, 5}, 0, 1, &byte)).code(), PYE_E_FILE);
+}
+
+TEST(injected_errors_hit_exactly_their_loads) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, 4 * kPage);
+    Verifier verifier;
+    DiskTier tier(one_file(platform::open_file(folder.file("a"))), kPage, 3, verifier.place());
+    uint64_t next = 0;
+    // The tags that fail among `n` loads of two pieces each.
+    const auto failing = [&](int n) {
+        std::set<uint64_t> failed;
+        const uint64_t     first = next;
+        for (int i = 0; i < n; ++i, ++next) {
+            verifier.begin(tier, next, {{0, next, kPage}, {0, 2 * next, 3}});
+        }
+        for (int i = 0; i < n; ++i) {
+            const DiskTier::Landed landed = tier.load_wait();
+            if (!landed.ok) {
+                failed.insert(landed.tag - first);
+                CHECK(contains(landed.why, "injected"));
+                CHECK(contains(landed.why, folder.file("a")));
+            }
+            CHECK_EQUAL(verifier.arrived(landed.tag), landed.ok ? 2u : 0u);
+        }
+        return failed;
+    };
+    CHECK(failing(3).empty());
+    tier.inject_errors(2, 3);
+    CHECK(failing(10) == (std::set<uint64_t>{2, 3, 4}));
+    CHECK(failing(3).empty());
+    tier.inject_errors(0, 1);
+    CHECK(failing(3) == std::set<uint64_t>{0});
+    tier.inject_errors(5, 2);
+    CHECK(failing(3).empty());
+    CHECK(failing(5) == (std::set<uint64_t>{2, 3}));
+    tier.inject_errors(1, 100);
+    CHECK(failing(3) == (std::set<uint64_t>{1, 2}));
+    tier.inject_errors(0, 0); // off
+    CHECK(failing(5).empty());
+    CHECK_EQUAL(verifier.wrong(), "");
+}
+
+TEST(a_place_that_throws_fails_its_load_only) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, 4 * kPage);
+    DiskTier tier(one_file(platform::open_file(folder.file("a"))), kPage, 2, [](uint64_t tag, uint32_t, const uint8_t *) {
+        if (tag == 1) {
+            throw std::runtime_error("no room");
+        }
+    });
+    for (uint64_t tag = 0; tag < 4; ++tag) {
+        tier.load_begin(tag, {{0, tag, 100}, {0, tag, 1}});
+    }
+    for (int i = 0; i < 4; ++i) {
+        const DiskTier::Landed landed = tier.load_wait();
+        CHECK_EQUAL(landed.ok, landed.tag != 1);
+        CHECK_EQUAL(contains(landed.why, "no room"), landed.tag == 1);
+    }
+}
+
+TEST(a_tier_that_did_nothing_ends) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, kPage);
+    const platform::File file = platform::open_file(folder.file("a"));
+    {
+        DiskTier tier(one_file(file), kPage, 4, [](uint64_t, uint32_t, const uint8_t *) {});
+        CHECK(fcntl(file.fd, F_GETFD) >= 0);
+    }
+    CHECK_EQUAL(fcntl(file.fd, F_GETFD), -1); // the tier owned the file
+}
+
+TEST(ending_finishes_what_runs_and_drops_what_waits) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, 4 * kPage);
+    for (int round = 0; round < 10; ++round) {
+        constexpr uint32_t  n_thread = 2;
+        Gate                gate;
+        std::atomic<size_t> finished{0};
+        auto tier = std::make_unique<DiskTier>(one_file(platform::open_file(folder.file("a"))), kPage, n_thread,
+                                               [&](uint64_t, uint32_t, const uint8_t *) {
+                                                   gate.wait_inside();
+                                                   ++finished;
+                                               });
+        for (uint64_t tag = 0; tag < 50; ++tag) { // three pieces each: one load is half under way, others wait whole
+            tier->load_begin(tag, {{0, tag, 100}, {0, tag + 1, kPage}, {0, tag + 2, 1}});
+        }
+        gate.await(n_thread);
+        std::thread ending([&] { tier.reset(); });
+        // The end must wait for what runs: open the gate only when it had every chance not to.
+        std::this_thread::sleep_for(std::chrono::milliseconds(round));
+        CHECK_EQUAL(finished.load(), 0u);
+        gate.open();
+        ending.join();
+        // Whoever was inside has finished. A thread that came out before the end was asked for may have taken one more.
+        CHECK_EQUAL(finished.load(), gate.inside());
+        CHECK(finished.load() >= n_thread);
+    }
+}
+
+TEST(ending_with_loads_that_nobody_took) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, 4 * kPage);
+    std::atomic<int> placed{0};
+    {
+        DiskTier tier(one_file(platform::open_file(folder.file("a"))), kPage, 2,
+                      [&](uint64_t, uint32_t, const uint8_t *) { ++placed; });
+        for (uint64_t tag = 0; tag < 20; ++tag) {
+            tier.load_begin(tag, {{0, tag, 100}, {0, 10 * kPage, 1}});
+        }
+        (void) tier.load_wait();
+    }
+    CHECK(placed.load() >= 1);
+    // Nothing ever started: all of it waits.
+    DiskTier idle(one_file(platform::open_file(folder.file("a"))), kPage, 0, [](uint64_t, uint32_t, const uint8_t *) {});
+    idle.load_begin(1, {{0, 0, 1}, {0, 1, 1}, {0, 2, 1}});
+    idle.load_begin(2, {{0, 0, 1}});
+}
+
+TEST(the_page_cache_stays_clean) {
+    for (const Way & way : ways()) {
+        if (way.parent != ".") {
+            continue; // such files are nowhere but in the cache
+        }
+        TemporaryFolder   folder;
+        const std::string path = folder.file("a");
+        const uint64_t    size = 64 * kPage + 99;
+        write_pattern(path, 0, size);
+        drop_from_cache(path);
+        if (cached_pages(path) != 0) {
+            check::note("this file system does not drop pages when asked");
+            continue;
+        }
+        Verifier verifier;
+        DiskTier tier(one_file(way.open(path)), 8 * kPage, 4, verifier.place());
+        for (uint64_t tag = 0; tag < 40; ++tag) {
+            verifier.begin(tier, tag, {{0, tag * 2000 + 17, 3 * kPage + tag}, {0, tag * 1500 + 1, 200}});
+        }
+        verifier.begin(tier, 40, {{0, size - 50, 50}});
+        for (int i = 0; i <= 40; ++i) {
+            CHECK(tier.load_wait().ok);
+        }
+        CHECK_EQUAL(verifier.wrong(), "");
+        CHECK_EQUAL(cached_pages(path), 0u);
+    }
+}
+
+TEST(signals_are_blocked_in_io_threads) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, kPage);
+    std::mutex       mutex;
+    std::vector<int> open_signals;
+    size_t           n_place = 0;
+    DiskTier         tier(one_file(platform::open_file(folder.file("a"))), kPage, 3, [&](uint64_t, uint32_t, const uint8_t *) {
+        sigset_t blocked;
+        pthread_sigmask(SIG_SETMASK, nullptr, &blocked);
+        std::lock_guard<std::mutex> lock(mutex);
+        ++n_place;
+        for (int s = 1; s < SIGRTMAX; ++s) {
+            // Two cannot be blocked; those between the classic and the real-time ones belong to the C library.
+            if (s != SIGKILL && s != SIGSTOP && (s < 32 || s >= SIGRTMIN) && sigismember(&blocked, s) != 1) {
+                open_signals.push_back(s);
+            }
+        }
+    });
+    for (uint64_t tag = 0; tag < 30; ++tag) {
+        tier.load_begin(tag, {{0, tag, 1}});
+    }
+    for (int i = 0; i < 30; ++i) {
+        CHECK(tier.load_wait().ok);
+    }
+    CHECK_EQUAL(n_place, 30u);
+    CHECK(open_signals.empty());
+    sigset_t mine; // and the thread that made the tier keeps its own
+    pthread_sigmask(SIG_SETMASK, nullptr, &mine);
+    CHECK_EQUAL(sigismember(&mine, SIGINT), 0);
+    CHECK_EQUAL(sigismember(&mine, SIGTERM), 0);
+}
