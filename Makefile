@@ -96,7 +96,7 @@ wheelhouse/.done: $(STAMPS)/pyengine $(WHEEL_INPUTS)
 
 # ---- check
 
-CPP_FILES = $(wildcard native/include/*.h native/src/*.h native/src/*.cpp native/probe/*.cpp tests/native/*.h tests/native/*.cpp)
+CPP_FILES = $(wildcard native/include/*.h native/src/*.h native/src/*.cpp tests/native/*.h tests/native/*.cpp)
 
 lint: $(STAMPS)/lint
 	@status=0; \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from pyengine.errors import BudgetError
 Budget = str | int
 
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?")
+_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
 #: Left to everything else when the budget is "auto": a tenth of the memory, within these bounds, bytes.
 _RESERVE_SHARE, _LEAST_RESERVE, _MOST_RESERVE = 0.10, 256 << 20, 4 << 30
@@ -31,33 +33,40 @@ def resolve(budget: Budget, *, slot_bytes: int, least: int, available: int | Non
     Raises:
         BudgetError: not understood, or below `least`.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (str, int)):
-        raise BudgetError(f"ram_budget must be a text or an int, not {type(budget).__name__}")
-    text = str(budget).strip().lower()
-    if text == "auto":
+    wanted = _wanted(budget, slot_bytes)
+    if wanted is None:
         if available is None:
             available = available_memory()
         return max(least, min(slot_bytes, available - reserve()))
-    if text.endswith("%"):
-        wanted = int(_number(text[:-1], budget) / 100 * slot_bytes)
-    else:
-        size = _SIZE.fullmatch(text)
-        if size is None:
-            raise BudgetError(f'ram_budget {budget!r} is not understood; write "auto", "50%", "2GiB" or bytes')
-        wanted = int(float(size[1]) * _UNITS[size[2].lower()])
     if wanted < least:
         raise BudgetError(f"ram_budget {budget!r} is {wanted:,} bytes; this model needs at least {least:,}")
     return min(wanted, slot_bytes)
 
 
-def _number(text: str, whole: Budget) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise BudgetError(f"ram_budget {whole!r} is not understood")
-    return value
+def check_wording(budget: Budget) -> None:
+    """Raise BudgetError for a budget that no model could take."""
+    _wanted(budget, 0)
+
+
+def _wanted(budget: Budget, slot_bytes: int) -> int | None:
+    """The bytes a budget asks for; None for "auto". Raises BudgetError if it is not understood."""
+    if isinstance(budget, bool) or not isinstance(budget, (str, int)):
+        raise BudgetError(f"ram_budget must be a text or an int, not {type(budget).__name__}")
+    if isinstance(budget, int):
+        if budget < 0:
+            raise BudgetError("ram_budget must not be negative")
+        return budget
+    text = budget.strip().lower()
+    if text == "auto":
+        return None
+    size, share = _SIZE.fullmatch(text), _SHARE.fullmatch(text)
+    if share is not None:
+        value = float(share[1]) / 100 * slot_bytes
+    elif size is not None:
+        value = float(size[1]) * _UNITS[size[2]]
+    else:
+        raise BudgetError(f'ram_budget {budget!r} is not understood; write "auto", "50%", "2GiB" or bytes')
+    return int(min(value, float(sys.maxsize)))  # a long row of digits is infinity to float
 
 
 def reserve() -> int:

@@ -29,3 +29,8 @@ class UsageError(PyengineError, RuntimeError):
 
 class UnmanagedModelError(PyengineError):
     """A valid model whose experts this engine does not manage; stock llama.cpp runs it."""
+
+
+def one_line(text: str) -> str:
+    """`text` from a file or a library as part of a message: no line breaks and nothing that could steer a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))

@@ -7,12 +7,14 @@ Processes: load after forking. A forked child that computes with its parent's Ll
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import inspect
 import logging
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from llama_cpp import _internals
 
 from pyengine import startup
 from pyengine.adapters import refuse_expert_adapter
-from pyengine.budget import Budget
+from pyengine.budget import Budget, check_wording
 from pyengine.bundled import bundled_model
 from pyengine.engine import ExpertEngine, open_engine
 from pyengine.errors import ModelFileError, UsageError
@@ -65,14 +67,16 @@ class Llama(llama_cpp.Llama):
         TypeError: an unknown keyword.
     """
 
+    _engine: ExpertEngine | None = None  # __del__ closes also what __init__ never began
+
     def __init__(self, model_path: str | Path | None = None, *, ram_budget: Budget = "auto", **kwargs: Any) -> None:
-        self._engine: ExpertEngine | None = None
         self._engaged = ""
         self._ram_budget = ram_budget
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
         self._params: Any = None
         startup.check()
         _refuse_unknown(kwargs)
+        check_wording(ram_budget)
         path = Path(bundled_model() if model_path is None else model_path)
         kwargs.setdefault("verbose", False)
         kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
@@ -80,7 +84,8 @@ class Llama(llama_cpp.Llama):
         if kwargs.get("vocab_only"):
             self._engaged = "vocabulary only"
         else:
-            self._engine = open_engine(path, ram_budget, self._say_stock)
+            with _reasons():
+                self._engine = open_engine(path, ram_budget, self._note_stock)
         try:
             if self._engine is not None:
                 if kwargs.get("lora_path"):
@@ -92,13 +97,14 @@ class Llama(llama_cpp.Llama):
             if self._engine is not None:
                 self._guard_decoding()
                 self._engine.settle()
-                _log.info("%s", self.engaged)
+            as_asked = self._engine is not None or kwargs.get("vocab_only")
+            _log.log(logging.INFO if as_asked else logging.WARNING, "%s", self.engaged)
         except BaseException:
             self.close()
             raise
 
     def _load(self, path: Path, kwargs: dict[str, Any]) -> None:
-        with errors_said() as said:
+        with _reasons():
             try:
                 super().__init__(str(path), **kwargs)
             except ValueError as error:
@@ -106,12 +112,11 @@ class Llama(llama_cpp.Llama):
                 if reason is not error:
                     raise reason from error
                 if "Failed to load model" in str(error) or "does not exist" in str(error):
-                    raise ModelFileError("; ".join([str(error), *said[-2:]])) from error
+                    raise ModelFileError(str(error)) from error
                 raise
 
-    def _say_stock(self, reason: str) -> None:
+    def _note_stock(self, reason: str) -> None:
         self._engaged = f"no experts managed, stock llama.cpp: {reason}"
-        _log.warning("%s", self._engaged)
 
     # ---- what the base class loads with. It builds and consumes model_params inside __init__, so our fields are
     # applied every time it looks.
@@ -196,9 +201,13 @@ class Llama(llama_cpp.Llama):
         return self._engine
 
     def close(self) -> None:
-        """Free the model, then its experts."""
+        """Free the model, then its experts. Waits for a computation that another thread has begun. Afterwards every use
+        raises UsageError; closing again does nothing."""
         if hasattr(self, "_stack"):
-            super().close()
+            with self._busy:
+                super().close()
+                # llama.cpp's objects are gone, and llama_cpp would follow pointers to them.
+                self._model = self._ctx = self._batch = self.tokenizer_ = _Closed()
         if self._engine is not None:
             self._engine.close()
 
@@ -206,6 +215,28 @@ class Llama(llama_cpp.Llama):
         state: dict[str, Any] = super().__getstate__()
         state["ram_budget"] = self._ram_budget
         return state
+
+
+#: The name of the logging function, and what every line about loading begins with.
+_LOG_PREFIX = re.compile(r"^\w+: (error loading model: )?")
+
+
+class _Closed:
+    """Stands where llama.cpp's objects were."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError("this Llama is closed")
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Let a ModelFileError also say the reason, which llama.cpp logs first, before it says that it gives up."""
+    with errors_said() as said:
+        try:
+            yield
+        except ModelFileError as error:
+            reasons = [_LOG_PREFIX.sub("", line) for line in said[:1]]
+            raise ModelFileError(": ".join([str(error), *reasons])) from error
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import llama_cpp
 from llama_cpp import _logger
 
+from pyengine.errors import one_line
+
 # enum ggml_log_level. llama_cpp's own table of it is one off: it prints warnings even if not verbose, and hides errors.
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5
 
@@ -25,7 +27,7 @@ def _callback(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     if level != _CONTINUED:
         _last_level = level
     if _collecting and _last_level == _ERROR:
-        _collecting[-1].append(text.decode("utf-8", "replace").strip())
+        _collecting[-1].append(one_line(text.decode("utf-8", "replace")))
     elif not _collecting or _last_level != _WARNING or _logger.logger.level <= logging.DEBUG:
         _logger.llama_log_callback(level, text, user_data)
 

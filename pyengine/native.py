@@ -22,6 +22,7 @@ from pyengine.errors import (
     PyengineError,
     UnmanagedModelError,
     UsageError,
+    one_line,
 )
 
 _ERRORS: dict[int, type[PyengineError]] = {
@@ -58,7 +59,7 @@ class ModelInfo:
 
 def _check(code: int) -> None:
     if code != lib.PYE_OK:
-        message = ffi.string(lib.pye_last_error()).decode("utf-8", "replace")
+        message = one_line(ffi.string(lib.pye_last_error()).decode("utf-8", "replace"))
         if code == lib.PYE_E_MEMORY:
             raise MemoryError(message)
         raise _ERRORS.get(code, PyengineError)(message)
@@ -127,7 +128,7 @@ class NativeEngine:
         code = lib.pye_take_failure(self._open(), reason, len(reason))
         if code == lib.PYE_OK:
             return None
-        message = ffi.string(reason).decode("utf-8", "replace")
+        message = one_line(ffi.string(reason).decode("utf-8", "replace"))
         if code == lib.PYE_E_MEMORY:
             return MemoryError(message)
         if code == lib.PYE_E_FILE:

@@ -1,9 +1,9 @@
 """Refuses to start beside a llama.cpp that would compute garbage or crash, and says how to repair it.
 
 Our native part uses ggml's back-end interface, which changes between versions without notice, so it runs beside exactly
-one version of llama-cpp-python. And that one must not have been built with AMX on a machine where AMX does not really
-work: some virtual machines advertise it, but its tile instructions trap (the process dies of "Illegal instruction" at
-the first long prompt) or are emulated a thousand times too slowly.
+one version of llama-cpp-python. And that one must not use AMX where its AMX kernels do not really work, or the process
+dies at the first long prompt: some virtual machines advertise AMX but trap on its instructions or emulate them slowly,
+and some compilers (GCC 12 was seen to) get the set-up of the tiles in ggml wrong.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from pyengine import amx_trial
 from pyengine.errors import StartupError
 
 #: What the native part is built for. scripts/setup/llama-cpp-python.txt pins the same.
@@ -31,10 +33,9 @@ GGML_LIBRARY = f"libggml-base.so.{GGML.partition('.')[0]}"
 _CMAKE_OPTIONS = ("-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF")
 _NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
-#: Exit statuses of the amx_probe program, see native/probe/amx_probe.cpp.
-_PROBE_WORKS, _PROBE_NOT_OFFERED = 0, 2
-#: Seconds. It takes milliseconds where AMX works.
-_PROBE_TIME_LIMIT = 5.0
+_AMX_TRIAL = Path(amx_trial.__file__)
+#: Seconds. It takes a tenth of one where AMX works.
+_AMX_TIME_LIMIT = 20.0
 
 
 @functools.cache
@@ -105,7 +106,8 @@ def _check_amx() -> None:
     trouble = _amx_trouble()
     if trouble:
         raise _refuse(
-            f"The installed llama-cpp-python was compiled to use AMX instructions, but on this machine {trouble}."
+            f"The installed llama-cpp-python was compiled to use AMX instructions, but on this machine its AMX kernels "
+            f"{trouble}."
         )
 
 
@@ -117,20 +119,27 @@ def _built_with_amx() -> bool:
 
 
 def _amx_trouble() -> str | None:
-    """What goes wrong when this machine runs AMX tile instructions; None if nothing does or ggml will not use them.
+    """What goes wrong when llama.cpp's AMX kernels run on this machine; None if nothing does.
 
-    A small program runs some, because they may kill or stall the process that tries. Its answer is not kept: it takes
-    milliseconds, and a virtual machine may have moved to another host since.
+    They run in another process, because they may kill or stall the one that tries.
     """
+    import llama_cpp
+
+    command = [sys.executable, "-I", "-S", str(_AMX_TRIAL), str(Path(llama_cpp.__file__).parent / "lib")]
     try:
-        status = subprocess.run([_native_folder() / "amx_probe"], timeout=_PROBE_TIME_LIMIT, check=False).returncode
+        trial = subprocess.run(command, timeout=_AMX_TIME_LIMIT, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
-        return "they hang"
-    except OSError as error:
-        return f"nothing tells whether they work ({error})"
-    if status in (_PROBE_WORKS, _PROBE_NOT_OFFERED):
-        return None
-    return "they trap" if status < 0 else "they compute wrong results" if status == 3 else "they are far too slow"
+        return "hang"
+    if trial.returncode < 0:
+        return f"crash ({signal.strsignal(-trial.returncode)})"
+    known = {
+        amx_trial.WORKS: None,
+        amx_trial.WRONG_RESULT: "compute wrong results",
+        amx_trial.TOO_SLOW: "are far too slow",
+    }
+    if trial.returncode not in known:
+        raise RuntimeError(f"{_AMX_TRIAL.name} failed: {trial.stderr.decode(errors='replace')}")
+    return known[trial.returncode]
 
 
 def _native_folder() -> Path:

@@ -36,13 +36,22 @@ std::string read_failure(const platform::File & file, const Segment & segment, i
 
 DiskTier::DiskTier(std::vector<platform::File> files, uint64_t largest, uint32_t n_thread, Place place)
     : files_(std::move(files)), place_(std::move(place)) {
-    uint64_t align = platform::kPage;
     for (const auto & f : files_) {
-        align = std::max<uint64_t>(align, f.align);
+        buffer_align_ = std::max<uint64_t>(buffer_align_, f.align);
     }
-    buffer_size_ = round_up(largest, align) + 2 * align;
-    for (uint32_t i = 0; i < n_thread; ++i) {
-        threads_.emplace_back([this] { run(); });
+    buffer_size_ = round_up(largest, buffer_align_) + 2 * buffer_align_;
+    threads_.reserve(n_thread);
+    try {
+        for (uint32_t i = 0; i < n_thread; ++i) {
+            threads_.emplace_back([this] { run(); });
+        }
+    } catch (const std::exception & e) {
+        if (threads_.empty()) { // fewer than wished only cost time
+            for (auto & f : files_) {
+                platform::close_file(f);
+            }
+            throw Error(PYE_E_MEMORY, std::string("cannot start a thread for reading experts: ") + e.what());
+        }
     }
 }
 
@@ -118,7 +127,7 @@ void DiskTier::run() {
         lock.unlock();
         if (!buffer) {
             void * p = nullptr;
-            if (posix_memalign(&p, platform::kPage, buffer_size_) == 0) {
+            if (posix_memalign(&p, buffer_align_, buffer_size_) == 0) {
                 buffer.reset(static_cast<uint8_t *>(p));
             }
         }
@@ -140,7 +149,11 @@ void DiskTier::one(const Task & task, uint8_t * buffer) {
         why = fetch(piece, buffer, &bytes);
     }
     if (why.empty()) {
-        place_(task.load->tag, task.piece, bytes);
+        try {
+            place_(task.load->tag, task.piece, bytes);
+        } catch (const std::exception & e) { // nobody above this thread could catch it
+            why = e.what();
+        }
     } else {
         counters_.errors.fetch_add(1, std::memory_order_relaxed);
     }

@@ -25,7 +25,7 @@ struct Segment {
 
 class DiskTier {
   public:
-    // Called on an I/O thread with the bytes of segment `piece` of load `tag`.
+    // Called on an I/O thread with the bytes of segment `piece` of load `tag`. If it throws, the load fails.
     using Place = std::function<void(uint64_t tag, uint32_t piece, const uint8_t * bytes)>;
 
     struct Landed {
@@ -38,14 +38,15 @@ class DiskTier {
         std::atomic<uint64_t> reads{0}, bytes{0}, errors{0}, busy_ns{0};
     };
 
-    // Takes the files over. `largest` is the size of the largest segment, bytes.
+    // Takes the files over. `largest` is the size of the largest segment, bytes. Throws Error(PYE_E_MEMORY) if the system
+    // allows not even one thread.
     DiskTier(std::vector<platform::File> files, uint64_t largest, uint32_t n_thread, Place place);
     ~DiskTier(); // finishes what runs, drops what waits
 
     DiskTier(const DiskTier &)             = delete;
     DiskTier & operator=(const DiskTier &) = delete;
 
-    void   load_begin(uint64_t tag, std::vector<Segment> pieces);
+    void   load_begin(uint64_t tag, std::vector<Segment> pieces); // at least one piece
     Landed load_wait();                 // blocks; call only while loads are under way
     bool   load_poll(Landed * landed);  // takes a finished load if there is one
 
@@ -76,7 +77,7 @@ class DiskTier {
 
     std::vector<platform::File> files_;
     Place                       place_;
-    uint64_t                    buffer_size_ = 0;
+    uint64_t                    buffer_size_ = 0, buffer_align_ = platform::kPage;
 
     std::mutex               mutex_;
     std::condition_variable  work_, done_;

@@ -27,11 +27,7 @@ constexpr std::array<const char *, 4> kRoles = {"gate_up", "gate", "up", "down"}
 struct GgufFree {
     void operator()(gguf_context * g) const { gguf_free(g); }
 };
-struct GgmlFree {
-    void operator()(ggml_context * c) const { ggml_free(c); }
-};
 using GgufPtr = std::unique_ptr<gguf_context, GgufFree>;
-using GgmlPtr = std::unique_ptr<ggml_context, GgmlFree>;
 
 uint64_t size_of_file(const std::string & path) {
     struct stat st {};
@@ -112,15 +108,14 @@ std::vector<std::string> split_paths(const std::string & path, uint32_t n_file) 
     return paths;
 }
 
-// blk.12.ffn_up_exps.weight -> 12 and the index into kRoles.
+// blk.12.ffn_up_exps.weight -> 12 and the index into kRoles. No other spelling of the number: one name, one matrix.
 bool parse_name(const char * name, uint32_t * block, uint32_t * role) {
-    unsigned n    = 0;
-    int      used = 0;
-    if (sscanf(name, "blk.%5u.ffn_%n", &n, &used) != 1 || used == 0) {
+    unsigned n = 0;
+    if (sscanf(name, "blk.%5u.ffn_", &n) != 1) {
         return false;
     }
     for (uint32_t r = 0; r < kRoles.size(); ++r) {
-        if (std::string(kRoles[r]) + "_exps.weight" == name + used) {
+        if ("blk." + std::to_string(n) + ".ffn_" + kRoles[r] + "_exps.weight" == name) {
             *block = n;
             *role  = r;
             return true;
@@ -152,10 +147,9 @@ class Builder {
         const std::string path = index_.paths[file];
         const uint64_t    size = size_of_file(path);
         check_magic(path, size);
-        ggml_context *   raw    = nullptr;
-        gguf_init_params params = {/*no_alloc=*/true, /*ctx=*/&raw};
-        GgufPtr          gguf(gguf_init_from_file(path.c_str(), params));
-        GgmlPtr          meta(raw);
+        // No ggml tensors (ctx): making them ends the process where the number of elements is one that only just fits.
+        const gguf_init_params params = {/*no_alloc=*/true, /*ctx=*/nullptr};
+        const GgufPtr          gguf(gguf_init_from_file(path.c_str(), params));
         if (!gguf) {
             throw Error(PYE_E_FORMAT, path + ": the GGUF metadata is damaged or truncated");
         }
@@ -164,7 +158,7 @@ class Builder {
         }
         index_.file_bytes += size;
         for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
-            add_tensor(gguf.get(), meta.get(), i, file, size);
+            add_tensor(gguf.get(), i, file, size);
         }
     }
 
@@ -217,12 +211,12 @@ class Builder {
         }
     }
 
-    void add_tensor(const gguf_context * g, const ggml_context * meta, int64_t i, uint32_t file, uint64_t file_size) {
-        const char *        name   = gguf_get_tensor_name(g, i);
-        const ggml_tensor * t      = ggml_get_tensor(const_cast<ggml_context *>(meta), name);
-        const uint64_t      offset = gguf_get_data_offset(g) + gguf_get_tensor_offset(g, i);
-        const uint64_t      bytes  = gguf_get_tensor_size(g, i);
-        if (t == nullptr || offset > file_size || bytes > file_size - offset) {
+    void add_tensor(const gguf_context * g, int64_t i, uint32_t file, uint64_t file_size) {
+        const char *    name   = gguf_get_tensor_name(g, i);
+        const int64_t * ne     = gguf_get_tensor_ne(g, i);
+        const uint64_t  offset = gguf_get_data_offset(g) + gguf_get_tensor_offset(g, i);
+        const uint64_t  bytes  = gguf_get_tensor_size(g, i);
+        if (offset > file_size || bytes > file_size - offset) {
             throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " lies past the end of the file (" +
                                           std::to_string(file_size) + " bytes; truncated?)");
         }
@@ -230,19 +224,19 @@ class Builder {
         if (!parse_name(name, &block, &role)) {
             return;
         }
+        if (ne[3] != 1 || ne[2] < 1 || ne[2] > kMostExperts || bytes == 0) {
+            throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " has an impossible shape");
+        }
         Found f;
         f.block         = block;
         f.role          = role;
-        f.n_expert      = static_cast<uint32_t>(t->ne[2]);
+        f.n_expert      = static_cast<uint32_t>(ne[2]);
         f.matrix.name   = name;
-        f.matrix.type   = t->type;
-        f.matrix.ne0    = t->ne[0];
-        f.matrix.ne1    = t->ne[1];
+        f.matrix.type   = gguf_get_tensor_type(g, i);
+        f.matrix.ne0    = ne[0];
+        f.matrix.ne1    = ne[1];
         f.matrix.data   = {file, offset, bytes};
-        f.matrix.bytes  = bytes / std::max<uint64_t>(1, f.n_expert);
-        if (t->ne[3] != 1 || t->ne[2] < 1 || t->ne[2] > kMostExperts || f.matrix.bytes != t->nb[2]) {
-            throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " has an impossible shape");
-        }
+        f.matrix.bytes  = bytes / f.n_expert;
         index_.expert_bytes += bytes;
         found_.push_back(std::move(f));
     }
@@ -252,8 +246,8 @@ class Builder {
             throw Error(PYE_E_UNSUPPORTED, "no experts in this model: nothing to manage");
         }
         if (index_.n_expert == 0) {
-            throw Error(PYE_E_FORMAT, index_.paths[0] + ": there are expert tensors, but no GGUF key " + index_.architecture +
-                                          ".expert_count says how many experts");
+            throw Error(PYE_E_UNSUPPORTED, "there are expert tensors, but no GGUF key " + index_.architecture +
+                                               ".expert_count to say how many experts");
         }
         std::sort(found_.begin(), found_.end(), [](const Found & a, const Found & b) {
             return a.block != b.block ? a.block < b.block : a.role < b.role;

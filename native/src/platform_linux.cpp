@@ -34,21 +34,42 @@ void * reserve_memory(size_t size) {
     return p;
 }
 
+namespace {
+
+// kPage is the smallest page there is; some aarch64 kernels only deal in larger ones.
+uint64_t system_page() {
+    static const auto size = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    return size;
+}
+uint64_t page_down(uint64_t at) { return at / system_page() * system_page(); }
+uint64_t page_up(uint64_t at) { return page_down(at + system_page() - 1); }
+char *   page_down(void * at) { return reinterpret_cast<char *>(page_down(reinterpret_cast<uintptr_t>(at))); }
+char *   page_up(void * at) { return reinterpret_cast<char *>(page_up(reinterpret_cast<uintptr_t>(at))); }
+
+} // namespace
+
 bool populate(void * address, size_t size) {
-    if (madvise(address, size, MADV_POPULATE_WRITE) == 0) {
+    char * const begin = page_down(address);
+    char * const end   = page_up(static_cast<char *>(address) + size);
+    if (madvise(begin, static_cast<size_t>(end - begin), MADV_POPULATE_WRITE) == 0) {
         return true;
     }
     if (errno == ENOMEM || errno == EFAULT || errno == EHWPOISON) {
         return false;
     }
-    for (size_t i = 0; i < size; i += kPage) {
-        static_cast<volatile char *>(address)[i] = 0;
+    // Another thread may be filling the range already: touch each page without changing what it holds.
+    for (char * at = begin; at < end; at += kPage) {
+        __atomic_fetch_or(at, char(0), __ATOMIC_RELAXED);
     }
     return true;
 }
 
 void release(void * address, size_t size) {
-    madvise(address, size, MADV_DONTNEED);
+    char * const begin = page_up(address); // whole pages only: the neighbours share the rest
+    char * const end   = page_down(static_cast<char *>(address) + size);
+    if (begin < end) {
+        madvise(begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+    }
 }
 
 void unmap(void * address, size_t size) {
@@ -138,8 +159,10 @@ int64_t read_at(const File & file, void * to, size_t size, uint64_t offset) {
             break; // a direct read ends unaligned only at the end of the file
         }
     }
-    if (!file.direct) {
-        posix_fadvise(file.fd, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+    if (!file.direct) { // the kernel keeps a page of which only a part is named
+        const uint64_t first = page_down(offset);
+        posix_fadvise(file.fd, static_cast<off_t>(first), static_cast<off_t>(page_up(offset + size) - first),
+                      POSIX_FADV_DONTNEED);
     }
     return static_cast<int64_t>(done);
 }

@@ -123,7 +123,9 @@ void SlotStore::failed(uint32_t slot) {
     slot_of_[s.expert] = kNone;
     s.expert           = kNone;
     s.state            = State::Empty;
-    empty_.push_back(slot);
+    if (std::find(empty_.begin(), empty_.end(), slot) == empty_.end()) { // it never left if it was the expert's own place
+        empty_.push_back(slot);
+    }
 }
 
 void SlotStore::unpin(uint32_t slot) {

@@ -28,7 +28,7 @@ import quietly
 # Parts of llama.cpp that nothing here uses.
 OPTIONS = ["-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF"]
 
-# Some virtual machines advertise AMX but trap on its instructions (see pyengine/startup.py).
+# AMX kernels crash on some machines and with some compilers (see pyengine/startup.py).
 NO_AMX = ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
 
 

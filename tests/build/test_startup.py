@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -13,13 +12,14 @@ from pathlib import Path
 
 import llama_cpp
 import llama_wheel
+import numpy as np
 import pinned
 import pytest
 
-from pyengine import startup
+from pyengine import amx_trial, startup
 from pyengine.errors import StartupError
 
-on_x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is a feature of x86-64")
+LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +38,13 @@ def with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts a shell script in the place of the amx_probe program."""
+def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Puts other Python code in the place of amx_trial.py."""
 
-    def put(script: str) -> None:
-        path = tmp_path / "amx_probe"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(startup, "_native_folder", lambda: tmp_path)
+    def put(code: str) -> None:
+        path = tmp_path / "amx_trial.py"
+        path.write_text(code)
+        monkeypatch.setattr(startup, "_AMX_TRIAL", path)
 
     return put
 
@@ -98,48 +97,80 @@ def test_missing_llama_cpp_is_refused(tmp_path: Path) -> None:
     assert startup.rebuild_command() in result.stdout
 
 
-@on_x86_64
 @pytest.mark.parametrize(
-    ("script", "trouble"),
+    ("code", "trouble"),
     [
-        ("kill -ILL $$", "they trap"),
-        ("exec sleep 60", "they hang"),
-        ("exit 3", "wrong results"),
-        ("exit 4", "far too slow"),
+        ("import os; os.kill(os.getpid(), 4)", "Illegal instruction"),
+        ("import os; os.kill(os.getpid(), 11)", "Segmentation fault"),
+        ("import time; time.sleep(60)", "hang"),
+        (f"raise SystemExit({amx_trial.WRONG_RESULT})", "compute wrong results"),
+        (f"raise SystemExit({amx_trial.TOO_SLOW})", "far too slow"),
     ],
 )
 def test_amx_that_does_not_work_is_refused(
-    with_amx: None, probe: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, script: str, trouble: str
+    with_amx: None, trial: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, code: str, trouble: str
 ) -> None:
-    monkeypatch.setattr(startup, "_PROBE_TIME_LIMIT", 0.5)
-    probe(script)
+    monkeypatch.setattr(startup, "_AMX_TIME_LIMIT", 2.0)
+    trial(code)
     with pytest.raises(StartupError, match=trouble) as refused:
         startup.check()
     assert "AMX" in str(refused.value)
     assert startup.rebuild_command() in str(refused.value)
 
 
-@on_x86_64
-@pytest.mark.parametrize("status", [0, 2])
-def test_amx_that_works_or_is_not_used_passes(with_amx: None, probe: Callable[[str], None], status: int) -> None:
-    probe(f"exit {status}")
-    startup._check_amx()
+def test_amx_that_works_passes(with_amx: None, trial: Callable[[str], None]) -> None:
+    trial("pass")
+    startup.check()
 
 
-@on_x86_64
-def test_no_probe_without_amx_in_llama_cpp(probe: Callable[[str], None]) -> None:
-    probe("kill -ILL $$")
-    startup._check_amx()
+def test_no_trial_without_amx_in_llama_cpp(trial: Callable[[str], None]) -> None:
+    trial("raise SystemExit(1)")
+    startup.check()
 
 
-@on_x86_64
-def test_probe_answers_quickly_on_this_machine(native_folder: Path) -> None:
-    """Whatever the machine is like, the program ends in one of the ways that startup knows."""
-    status = subprocess.run([native_folder / "amx_probe"], timeout=startup._PROBE_TIME_LIMIT, check=False).returncode
-    assert status in (0, 2, 3, 4) or status < 0
-    flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
-    if "amx_int8" not in flags:
-        assert status == 2
+def test_trial_passes_where_ggml_offers_no_amx(with_amx: None) -> None:
+    """The real trial with the real libraries, which the tests need to be without AMX."""
+    startup.check()
+
+
+@pytest.mark.parametrize(
+    ("factor", "seconds", "status"),
+    [
+        (1.0, 1.0, amx_trial.WORKS),
+        (1.001, 1.0, amx_trial.WORKS),
+        (1.1, 1.0, amx_trial.WRONG_RESULT),
+        (float("nan"), 1.0, amx_trial.WRONG_RESULT),
+        (1.0, 1000.0, amx_trial.TOO_SLOW),
+    ],
+)
+def test_trial_compares_with_the_plain_kernels(
+    monkeypatch: pytest.MonkeyPatch, factor: float, seconds: float, status: int
+) -> None:
+    """With the plain kernels in the place of AMX ones, their result and time made better or worse."""
+    plain = amx_trial.Ggml(LIBRARIES).ggml_backend_cpu_buffer_type()
+    multiply = amx_trial.Ggml.multiply
+    runs: list[int] = []
+
+    def altered(ggml: amx_trial.Ggml, buffer_type: int) -> tuple[list[float], float]:
+        runs.append(buffer_type)
+        result, _ = multiply(ggml, buffer_type)
+        return (result, 1.0) if len(runs) == 1 else ([factor * value for value in result], seconds)
+
+    monkeypatch.setattr(amx_trial.Ggml, "amx_buffer_type", lambda ggml: plain)
+    monkeypatch.setattr(amx_trial.Ggml, "multiply", altered)
+    assert amx_trial.trial(LIBRARIES) == status
+    assert runs == [plain, plain]
+
+
+def test_trial_multiplies_correctly() -> None:
+    """The product of the plain kernels is that of the two matrices."""
+    ggml = amx_trial.Ggml(LIBRARIES)
+    found, seconds = ggml.multiply(ggml.ggml_backend_cpu_buffer_type())
+    weights = np.array(amx_trial.wave(amx_trial.INPUTS * amx_trial.OUTPUTS, 0.7)).reshape(amx_trial.OUTPUTS, -1)
+    activations = np.array(amx_trial.wave(amx_trial.INPUTS * amx_trial.TOKENS, 1.3)).reshape(amx_trial.TOKENS, -1)
+    expected = (activations @ weights.T).ravel()
+    assert np.square(np.array(found) - expected).mean() < 1e-3 * np.square(expected).mean()
+    assert seconds > 0
 
 
 def test_rebuild_command_is_what_make_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeLlama]:
     class Scripted(FakeLlama):
         pass
 
-    monkeypatch.setattr(pyengine, "Llama", Scripted, raising=False)
+    monkeypatch.setitem(vars(pyengine), "Llama", Scripted)  # setattr would first import the real one
     monkeypatch.setattr(completion, "end_of_generation", lambda _: lambda token: token == END)
     return Scripted
 

@@ -180,7 +180,7 @@ def test_keys_typed_during_an_answer_wait_for_the_prompt(terminal):
     session.wait_for("You said:")
     session.type("next\r")
     session.wait_for("You said: next")
-    assert "one two three fournext" not in str(session).replace(" ", "")
+    assert "You said: one two three four" in session.lines  # the keys did not show up in it
     assert [line for line in session.lines if line.startswith("> ")] == ["> one two three four", "> next"]
 
 

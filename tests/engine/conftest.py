@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from models.facts import ModelFacts
@@ -31,3 +34,15 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StockProcess]:
     """Stock llama.cpp in a process that never loads pyengine."""
     with StockProcess(tmp_path_factory.mktemp("stock")) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def faulty_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """faulty_disk.c as a library to preload."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to build the faulty disk with")
+    library = tmp_path_factory.mktemp("faulty_disk") / "faulty_disk.so"
+    source = Path(__file__).with_name("faulty_disk.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", source, "-o", library], check=True)
+    return library

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 RECIPE = Path(__file__).parents[2] / "scripts" / "recipe"
@@ -23,6 +24,12 @@ def bundled() -> Path:
     import pyengine
 
     return pyengine.bundled_model()
+
+
+@pytest.fixture(scope="session")
+def bundled_reader(bundled: Path) -> gguf.GGUFReader:
+    """The bundled model's metadata and tensors; reading a vocabulary of this size takes seconds."""
+    return gguf.GGUFReader(bundled)
 
 
 @pytest.fixture(scope="session")

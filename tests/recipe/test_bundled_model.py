@@ -78,8 +78,7 @@ def test_zipped_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         bundled_module.bundled_model()
 
 
-def test_file_follows_the_recipe(bundled: Path) -> None:
-    reader = gguf.GGUFReader(bundled)
+def test_file_follows_the_recipe(bundled_reader: gguf.GGUFReader) -> None:
     layout = ExpertLayout()
     keys = {
         "general.architecture": "llama",
@@ -88,14 +87,14 @@ def test_file_follows_the_recipe(bundled: Path) -> None:
         "llama.expert_used_count": layout.n_used,
         "llama.feed_forward_length": layout.width,
     }
-    assert {key: reader.fields[key].contents() for key in keys} == keys
-    wrong = {tensor.name: tensor.tensor_type for tensor in reader.tensors if tensor.tensor_type != stored_type(tensor.name)}
-    assert not wrong
-    assert {"blk.0.ffn_gate_inp.weight", "blk.29.ffn_down_exps.weight"} <= {tensor.name for tensor in reader.tensors}
+    assert {key: bundled_reader.fields[key].contents() for key in keys} == keys
+    types = {tensor.name: tensor.tensor_type for tensor in bundled_reader.tensors}
+    assert types == {name: stored_type(name) for name in types}
+    assert {"blk.0.ffn_gate_inp.weight", "blk.29.ffn_down_exps.weight"} <= set(types)
 
 
-def test_card_states_the_file(bundled: Path, card: str) -> None:
-    tensors = gguf.GGUFReader(bundled).tensors
+def test_card_states_the_file(bundled: Path, bundled_reader: gguf.GGUFReader, card: str) -> None:
+    tensors = bundled_reader.tensors
     parameters = sum(int(tensor.n_elements) for tensor in tensors)
     experts = [tensor for tensor in tensors if tensor.name.endswith("_exps.weight")]
     matrix = int(experts[0].n_bytes) // ExpertLayout().n_expert
@@ -108,7 +107,12 @@ def test_card_states_the_file(bundled: Path, card: str) -> None:
 
 def test_card_states_the_figures(card: str, recipe_folder: Path) -> None:
     figures = json.loads((recipe_folder / "figures.json").read_text())
-    rows = {"chat": "own chats", "docs": "developer's reference", "gpl": "GPL-3 \\(7 k", "kjv": "King James Bible \\(65"}
+    rows = {
+        "chat": "own chats",
+        "docs": "developer's reference",
+        "gpl": "GPL-3 \\(7 k",
+        "kjv": "King James Bible \\(65",
+    }
     for name, start in rows.items():
         row = re.search(rf"^\|[^|]*{start}[^|]*\|(.+)\|$", card, re.MULTILINE)
         assert row is not None, name

@@ -21,7 +21,7 @@ def _corpus(args: argparse.Namespace) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> None:
-    from .prompts import write_prompts
+    from .prompt_drawing import write_prompts
 
     write_prompts(args.base, args.corpus, args.out, args.rows)
 

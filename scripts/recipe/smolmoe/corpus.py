@@ -10,18 +10,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .config import ChatTokens
+from .corpus_files import TRAINING_STREAM, held_out_file
 from .corpus_sources import PackageTree, held_out_sources, training_sources
 from .text_extraction import tidy
 from .vocabulary import load_tokenizer
 
-TRAINING_STREAM = "real_train.npy"
 _SHORTEST_DOCUMENT = 400
 """characters; what is shorter is mostly a page without text"""
-
-
-def held_out_file(name: str) -> str:
-    """The file name of an evaluation set."""
-    return f"held_{name}.npy"
 
 
 def usable(documents: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
-from .corpus import TRAINING_STREAM, held_out_file
+from .corpus_files import TRAINING_STREAM, held_out_file
 
 _HELD_OUT_SETS = ("docs", "kjv", "gpl")
 

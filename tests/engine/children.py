@@ -1,0 +1,140 @@
+"""Things that tests must do in a process of their own, and how to start one.
+
+Run as a module, this is the process: a name of TASKS and its arguments (JSON); it answers with the last line it prints.
+Tasks import what they need themselves, so that a measurement finds nothing else in the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_TESTS = Path(__file__).parents[1]
+
+
+class Child:
+    """A process that does one task."""
+
+    def __init__(self, task: str, **arguments: Any) -> None:
+        self._command = [sys.executable, "-m", f"{__package__}.children", task, json.dumps(arguments)]
+
+    def start(self, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start it, with more environment variables."""
+        return subprocess.Popen(
+            self._command,
+            cwd=_TESTS,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, environment: dict[str, str] | None = None, timeout: float = 120) -> dict[str, Any]:
+        """What it answers. Fails with its error output if it fails."""
+        with self.start(environment) as process:
+            try:
+                out, error = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        assert process.returncode == 0, f"exit status {process.returncode}\n{error}"
+        answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return answer
+
+
+def decode(path: str, script: list[list[int]], share: float, out: str, n_ubatch: int, agitate: bool) -> dict[str, Any]:
+    """Decode with our engine; logits to `out`. With faulty_disk.c preloaded: how many reads and faults it saw."""
+    import contextlib
+    import ctypes
+
+    import numpy as np
+
+    from .agitation import Agitation, random_budgets, random_priorities
+    from .managed import managed
+
+    with managed(Path(path), share) as (engine, model), model.context(n_ubatch=n_ubatch) as context:
+        with contextlib.ExitStack() as stack:
+            if agitate:
+                stack.enter_context(Agitation(random_budgets(engine)))
+                stack.enter_context(Agitation(random_priorities(engine)))
+            np.save(out, context.run(script))
+        stats = engine.stats()
+    disk = ctypes.CDLL(None)
+    return {"stats": stats, "reads": disk.faulty_disk_reads(), "faults": disk.faulty_disk_faults()}
+
+
+def load(path: str, files: list[str]) -> dict[str, Any]:
+    """Load a model that is not in the page cache: what that reads, until it is ready to decode."""
+    import time
+
+    from pyengine import Llama, startup
+
+    from . import page_cache
+
+    startup.check()  # runs a program once in a process
+    page_cache.drop(map(Path, files))
+    cold = not any(page_cache.resident(Path(file)).any() for file in files)
+    before, start = _io(), time.perf_counter()
+    llama = Llama(path, n_ctx=512)
+    seconds, after = time.perf_counter() - start, _io()
+    reads_of_experts = llama.expert_stats()["reads"]
+    pages = {file: page_cache.resident(Path(file)).nonzero()[0].tolist() for file in files}
+    llama.eval([1, 2, 3])
+    llama.close()
+    return {
+        "cold": cold,
+        "seconds": seconds,
+        "io": {name: after[name] - before[name] for name in after},
+        "reads_of_experts": reads_of_experts,
+        "pages": pages,
+    }
+
+
+def remember(path: str, ram_budget: str, n_prompt: int, n_new: int) -> dict[str, Any]:
+    """Answer a long prompt: how much memory that takes, bytes, and what llama.cpp says of its buffers."""
+    import contextlib
+    import io
+
+    from pyengine import Llama
+
+    said = io.StringIO()
+    at_start = _memory()
+    with contextlib.redirect_stderr(said):
+        llama = Llama(path, ram_budget=ram_budget, n_ctx=1024, n_batch=512, n_ubatch=512, verbose=True)
+    loaded = _memory()
+    llama.eval([3 + i % 300 for i in range(n_prompt)])
+    prefilled = _memory()
+    for i in range(n_new):
+        llama.eval([3 + 7 * i % 300])
+    return {
+        "at_start": at_start,
+        "loaded": loaded,
+        "prefilled": prefilled,
+        "decoded": _memory(),
+        "stats": llama.expert_stats(),
+        "log": said.getvalue().splitlines(),
+    }
+
+
+def _memory() -> dict[str, int]:
+    """Resident bytes: the most so far, now, and of that what belongs to no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return {name: 1024 * int(values[name].split()[0]) for name in ("VmHWM", "VmRSS", "RssAnon")}
+
+
+def _io() -> dict[str, int]:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
+
+
+TASKS = {task.__name__: task for task in (decode, load, remember)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(TASKS[sys.argv[1]](**json.loads(sys.argv[2]))), flush=True)
