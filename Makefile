@@ -74,7 +74,7 @@ chat: build
 test: build $(STAMPS)/test $(if $(ARGS),,native-test)
 	@$(PY) -m pytest $(ARGS)
 
-native-test: $(STAMPS)/venv
+native-test: $(STAMPS)/llama
 	@$(if $(wildcard tests/native/*.cpp),sh $(SETUP)/native_test.sh $(PY) build/native-test $(LOGS))
 
 # ---- give away

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pyengine import errors
@@ -16,14 +15,19 @@ from pyengine.bundled import bundled_model
 if TYPE_CHECKING:
     from pyengine.llama import Llama
 
-__version__ = metadata.version("pyengine")
+    __version__: str
+
 __all__ = ["Llama", "__version__", "bundled_model", "errors"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: the command line prints its help without loading llama.cpp.
+    # Lazy: the command line prints its help without loading llama.cpp, or searching for metadata.
     if name == "Llama":
         from pyengine.llama import Llama
 
         return Llama
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("pyengine")
     raise AttributeError(f"module 'pyengine' has no attribute {name!r}")

@@ -99,8 +99,8 @@ class ExpertEngine:
         per_layer = stats["slots"] / info.n_layer
         kept = f"{per_layer:.0f}" if per_layer == int(per_layer) else f"{per_layer:.1f}"
         return (
-            f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB of "
-            f"slots) in RAM over disk, {info.kernels}, {'direct' if info.direct_io else 'buffered'} I/O"
+            f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB) in "
+            f"RAM over disk, {info.kernels}, {'direct' if info.direct_io else 'buffered'} I/O"
         )
 
     def stats(self) -> dict[str, Any]:

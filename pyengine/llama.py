@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import llama_cpp
 import psutil
+from jinja2 import TemplateError
 from llama_cpp import _internals
 
 from pyengine import startup
@@ -27,7 +28,7 @@ from pyengine.adapters import refuse_expert_adapter
 from pyengine.budget import Budget, check_wording
 from pyengine.bundled import bundled_model
 from pyengine.engine import ExpertEngine, open_engine
-from pyengine.errors import ModelFileError, UsageError
+from pyengine.errors import ModelFileError, UsageError, one_line
 from pyengine.llama_log import errors_said
 
 _log = logging.getLogger("pyengine")
@@ -114,6 +115,8 @@ class Llama(llama_cpp.Llama):
                 if "Failed to load model" in str(error) or "does not exist" in str(error):
                     raise ModelFileError(str(error)) from error
                 raise
+            except TemplateError as error:
+                raise ModelFileError(f"{path}: the chat template in it is damaged: {one_line(str(error))}") from error
 
     def _note_stock(self, reason: str) -> None:
         self._engaged = f"no experts managed, stock llama.cpp: {reason}"

@@ -18,6 +18,9 @@ constexpr size_t kMostKernelWork  = 32u << 20;
 constexpr size_t kMostTensors     = 192; // of one pass's graph; a chain has about ten nodes
 constexpr size_t kAlign           = 64;
 
+// Beyond a few tokens the kernels' threads sum faster than one thread does.
+constexpr int64_t kMostTokensSummed = 4;
+
 uint64_t nanoseconds_since(std::chrono::steady_clock::time_point start) {
     return static_cast<uint64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
@@ -150,9 +153,17 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
             wanted_.push_back({e, pairs_[e]});
         }
     }
+    WeightedSum sum;
+    const bool  summing = chain.n_tokens() <= kMostTokensSummed && find_weighted_sum(graph, chain.end, end, &sum);
+    if (summing) {
+        end = sum.begin;
+    }
     LayerStep step(*engine_, chain.binding->layer, wanted_);
     if (!step.all_resident() || !run_resident(graph, chain, end, step)) {
         run_passes(graph, chain, end, step);
+    }
+    if (summing) {
+        pye::compute(sum);
     }
     ++engine_->stats_.steps_layers;
 }

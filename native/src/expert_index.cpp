@@ -9,7 +9,9 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <string_view>
 #include <sys/stat.h>
+#include <unordered_set>
 
 namespace pye {
 
@@ -88,6 +90,10 @@ uint32_t get_u32_or_largest(const gguf_context * g, const std::string & path, co
     return gguf_get_arr_n(g, id) == 0 ? 0 : *std::max_element(values, values + gguf_get_arr_n(g, id));
 }
 
+bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
 // model-00001-of-00003.gguf -> the three names.
 std::vector<std::string> split_paths(const std::string & path, uint32_t n_file) {
     if (n_file <= 1) {
@@ -96,7 +102,7 @@ std::vector<std::string> split_paths(const std::string & path, uint32_t n_file) 
     char suffix[64];
     snprintf(suffix, sizeof suffix, "-%05u-of-%05u.gguf", 1u, n_file);
     const std::string tail = suffix;
-    if (n_file > kMostFiles || path.size() <= tail.size() || path.compare(path.size() - tail.size(), tail.size(), tail) != 0) {
+    if (n_file > kMostFiles || path.size() <= tail.size() || !ends_with(path, tail)) {
         throw Error(PYE_E_FORMAT, path + " says it is part of " + std::to_string(n_file) +
                                       " files, but is not named like the first of them (" + tail + ")");
     }
@@ -122,6 +128,17 @@ bool parse_name(const char * name, uint32_t * block, uint32_t * role) {
         }
     }
     return false;
+}
+
+// Whether the kernels can compute with a tensor of that name in that type; most contradictions llama.cpp finds itself.
+bool type_fits(const std::string & name, ggml_type type) {
+    if (ends_with(name, "norm.weight")) {
+        return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+    }
+    if (ends_with(name, "_exps.weight") || ends_with(name, "ffn_gate_inp.weight")) {
+        return type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float != nullptr; // no integers, no F64
+    }
+    return true;
 }
 
 class Builder {
@@ -167,10 +184,12 @@ class Builder {
         if (arch < 0 || gguf_get_kv_type(g, arch) != GGUF_TYPE_STRING) {
             throw Error(PYE_E_FORMAT, path + ": GGUF key general.architecture is missing");
         }
-        index_.architecture = gguf_get_val_str(g, arch);
+        index_.architecture  = gguf_get_val_str(g, arch);
         index_.n_expert      = get_u32_or_largest(g, path, index_.architecture + ".expert_count", 0);
         index_.n_expert_used = get_u32_or_largest(g, path, index_.architecture + ".expert_used_count", 0);
         check_counts(g, path);
+        check_epsilons(g, path);
+        check_tokens(g, path);
         index_.paths = split_paths(path, get_u32(g, path, "split.count", 1));
     }
 
@@ -211,6 +230,31 @@ class Builder {
         }
     }
 
+    // The same for the numbers that norms add to a variance, and for a vocabulary that has a token twice.
+    void check_epsilons(const gguf_context * g, const std::string & path) const {
+        for (const char * key : {".attention.layer_norm_rms_epsilon", ".attention.layer_norm_epsilon"}) {
+            const int64_t id = gguf_find_key(g, (index_.architecture + key).c_str());
+            if (id >= 0 && gguf_get_kv_type(g, id) == GGUF_TYPE_FLOAT32 && !(gguf_get_val_f32(g, id) >= 0.0f)) {
+                throw Error(PYE_E_FORMAT, path + ": GGUF key " + index_.architecture + key + " is negative or no number");
+            }
+        }
+    }
+
+    void check_tokens(const gguf_context * g, const std::string & path) const {
+        const int64_t id = gguf_find_key(g, "tokenizer.ggml.tokens");
+        if (id < 0 || gguf_get_kv_type(g, id) != GGUF_TYPE_ARRAY || gguf_get_arr_type(g, id) != GGUF_TYPE_STRING) {
+            return;
+        }
+        std::unordered_set<std::string_view> seen;
+        seen.reserve(gguf_get_arr_n(g, id));
+        for (size_t i = 0; i < gguf_get_arr_n(g, id); ++i) {
+            const std::string_view token = gguf_get_arr_str(g, id, i);
+            if (!token.empty() && !seen.insert(token).second) { // llama.cpp gives empty ones names of their own
+                throw Error(PYE_E_FORMAT, path + ": token " + std::to_string(i) + " of the vocabulary appears twice");
+            }
+        }
+    }
+
     void add_tensor(const gguf_context * g, int64_t i, uint32_t file, uint64_t file_size) {
         const char *    name   = gguf_get_tensor_name(g, i);
         const int64_t * ne     = gguf_get_tensor_ne(g, i);
@@ -219,6 +263,10 @@ class Builder {
         if (offset > file_size || bytes > file_size - offset) {
             throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " lies past the end of the file (" +
                                           std::to_string(file_size) + " bytes; truncated?)");
+        }
+        const ggml_type type = gguf_get_tensor_type(g, i);
+        if (!type_fits(name, type)) {
+            throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " cannot be of type " + ggml_type_name(type));
         }
         uint32_t block = 0, role = 0;
         if (!parse_name(name, &block, &role)) {
@@ -232,7 +280,7 @@ class Builder {
         f.role          = role;
         f.n_expert      = static_cast<uint32_t>(ne[2]);
         f.matrix.name   = name;
-        f.matrix.type   = gguf_get_tensor_type(g, i);
+        f.matrix.type   = type;
         f.matrix.ne0    = ne[0];
         f.matrix.ne1    = ne[1];
         f.matrix.data   = {file, offset, bytes};

@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace pye {
 
@@ -130,7 +131,8 @@ void find_gate_and_up(ggml_cgraph * graph, FfnChain & chain) {
     if (binding_of(a->src[0])->place > binding_of(b->src[0])->place) {
         std::swap(a, b);
     }
-    if (binding_of(a->src[0])->place + 1 == binding_of(b->src[0])->place) {
+    if (binding_of(a->src[0])->place + 1 == binding_of(b->src[0])->place &&
+        memcmp(a->op_params, b->op_params, sizeof a->op_params) == 0) {
         chain.gate = a;
         chain.up   = b;
     }

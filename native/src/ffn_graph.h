@@ -35,6 +35,20 @@ struct FfnChain {
     int64_t n_tokens() const { return ids->ne[1]; }
 };
 
+// The end of an FFN: every row times its routing weight, summed over ranks. Nodes [begin, end) of the graph.
+struct WeightedSum {
+    int                 begin   = 0;
+    const ggml_tensor * rows    = nullptr; // [n, n_used, n_tokens], float32
+    const ggml_tensor * weights = nullptr; // [1, n_used, n_tokens], float32
+    ggml_tensor *       out     = nullptr; // [n, n_tokens], float32
+};
+
+// Whether nodes [.., end) from some node at or after `begin` on are exactly one weighted sum that can be computed in one go.
+bool find_weighted_sum(ggml_cgraph * graph, int begin, int end, WeightedSum * sum);
+
+// The same operations in the same order as the graph's own nodes, each rounded as they are: bit-identical to them.
+void compute(const WeightedSum & sum);
+
 // The chains of a graph in order, into a vector that the caller keeps: this runs for every layer of every token.
 // Throws Error(PYE_E_UNSUPPORTED) if a multiplication has a form that no pass can compute.
 void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains);

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,49 @@ def decode(path: str, script: list[list[int]], share: float, out: str, n_ubatch:
     return {"stats": stats, "reads": disk.faulty_disk_reads(), "faults": disk.faulty_disk_faults()}
 
 
+def decode_over_errors(path: str, script: list[list[int]], share: float, out: str, after: int) -> dict[str, Any]:
+    """Decode with faulty_disk.c preloaded; the read `after` those of loading fails. A chunk that fails is decoded again."""
+    import ctypes
+
+    import numpy as np
+
+    from .decoding import DecodeError
+    from .managed import managed
+
+    disk = ctypes.CDLL(None)
+    got, errors = [], []
+    with managed(Path(path), share) as (engine, model), model.context() as context:
+        os.environ["FAULTY_DISK_EIO_AFTER"] = str(disk.faulty_disk_reads() + after)
+        for chunk in script:
+            try:
+                got.append(context.decode(chunk))
+            except DecodeError:
+                errors.append(str(engine.take_failure()))
+                got.append(context.decode(chunk))
+    np.save(out, np.concatenate(got))
+    return {"errors": errors, "faults": disk.faulty_disk_faults()}
+
+
+def abort(path: str, tokens: list[int], share: float, after: int) -> dict[str, Any]:
+    """Prefill with faulty_disk.c preloaded, and want to stop once `after` reads have begun: the reads at the end, and
+    what llama_decode answers."""
+    import ctypes
+
+    from .decoding import DecodeError
+    from .managed import managed
+
+    disk = ctypes.CDLL(None)
+    with managed(Path(path), share) as (_, model), model.context() as context:
+        start = disk.faulty_disk_reads()
+        context.set_abort(lambda: disk.faulty_disk_reads() - start >= after)
+        try:
+            context.decode(tokens)
+            status = 0
+        except DecodeError as error:
+            status = error.status
+        return {"status": status, "reads": disk.faulty_disk_reads() - start}
+
+
 def load(path: str, files: list[str]) -> dict[str, Any]:
     """Load a model that is not in the page cache: what that reads, until it is ready to decode."""
     import time
@@ -93,6 +137,40 @@ def load(path: str, files: list[str]) -> dict[str, Any]:
         "reads_of_experts": reads_of_experts,
         "pages": pages,
     }
+
+
+def interrupted(path: str, ram_budget: str, prompt: list[int], n_new: int, settings: dict[str, int]) -> dict[str, Any]:
+    """Write tokens again and again until Ctrl-C, five times; then write them once more. Says "writing" each time it
+    starts."""
+    import contextlib
+
+    from pyengine import Llama
+
+    from .reference import write
+
+    rounds = 0
+    with contextlib.closing(Llama(path, ram_budget=ram_budget, **settings)) as llama:
+        for _ in range(5):
+            print("writing", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    for _ in write(llama, prompt, n_new):
+                        pass
+                    llama.reset()
+            rounds += 1
+        return {"rounds": rounds, "tokens": list(write(llama, prompt, n_new))}
+
+
+def load_over_and_over(path: str) -> dict[str, Any]:
+    """Load a model until something stops it. Says "loading" when it starts."""
+    import contextlib
+
+    from pyengine import Llama
+
+    print("loading", flush=True)
+    while True:
+        with contextlib.closing(Llama(path, n_ctx=64)) as llama:
+            llama.eval([1, 2, 3])
 
 
 def remember(path: str, ram_budget: str, n_prompt: int, n_new: int) -> dict[str, Any]:
@@ -133,7 +211,10 @@ def _io() -> dict[str, int]:
     return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
 
-TASKS = {task.__name__: task for task in (decode, load, remember)}
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    task.__name__: task
+    for task in (decode, decode_over_errors, abort, load, interrupted, load_over_and_over, remember)
+}
 
 
 if __name__ == "__main__":

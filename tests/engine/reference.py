@@ -6,13 +6,16 @@ one line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import llama_cpp
 import numpy as np
 
 from .decoding import Logits, Model, Script, llama_log
@@ -33,6 +36,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class WritingJob:
+    """One llama_cpp.Llama to make, and tokens to generate greedily."""
+
+    path: str
+    prompt: list[int]
+    n_new: int
+    settings: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Answer:
     """Logits [tokens of the script, n_vocab], and what llama.cpp logged from loading to the end."""
 
@@ -47,6 +60,7 @@ class StockProcess:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
         self._answers: dict[str, Answer] = {}
+        self._written: dict[str, list[int]] = {}
 
     def __enter__(self) -> StockProcess:
         return self
@@ -60,17 +74,27 @@ class StockProcess:
         key = json.dumps([str(path), script, n_ctx, n_ubatch, n_threads])
         if key not in self._answers:
             out = self._folder / f"{len(self._answers)}.npy"
-            job = Job(str(path), script, n_ctx, n_ubatch, n_threads, str(out))
-            stdin, stdout = self._pipes()
-            stdin.write(json.dumps(asdict(job)) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-            if not line:
-                raise RuntimeError(f"stock llama.cpp ended without logits for {path.name}")
-            answered = json.loads(line)
-            assert not answered["ours"], f"the stock process has loaded {answered['ours']}"
+            answered = self._ask(Job(str(path), script, n_ctx, n_ubatch, n_threads, str(out)))
             self._answers[key] = Answer(np.load(out), answered["log"])
         return self._answers[key]
+
+    def write(self, path: Path, prompt: list[int], n_new: int, **settings: int) -> list[int]:
+        """The likeliest n_new tokens after the prompt, by llama_cpp.Llama with these settings."""
+        key = json.dumps([str(path), prompt, n_new, settings])
+        if key not in self._written:
+            self._written[key] = self._ask(WritingJob(str(path), prompt, n_new, settings))["tokens"]
+        return self._written[key]
+
+    def _ask(self, job: Job | WritingJob) -> dict[str, Any]:
+        stdin, stdout = self._pipes()
+        stdin.write(json.dumps(asdict(job)) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"stock llama.cpp ended without an answer for {job.path}")
+        answered: dict[str, Any] = json.loads(line)
+        assert not answered["ours"], f"the stock process has loaded {answered['ours']}"
+        return answered
 
     def _pipes(self) -> tuple[IO[str], IO[str]]:
         if self._process is None:
@@ -89,16 +113,31 @@ def what_is_ours() -> list[str]:
     return sorted(name for name in sys.modules if name.partition(".")[0] == "pyengine") + libraries
 
 
+def write(llama: llama_cpp.Llama, prompt: list[int], n_new: int) -> Iterator[int]:
+    """The likeliest n_new tokens after the prompt, one by one."""
+    for _, token in zip(range(n_new), llama.generate(prompt, temp=0.0), strict=False):
+        yield int(token)
+
+
+def _decode(job: Job) -> dict[str, Any]:
+    with llama_log() as log:
+        with Model(Path(job.path)) as model:
+            sizes = {"n_ctx": job.n_ctx, "n_ubatch": job.n_ubatch, "n_threads": job.n_threads}
+            with model.context(**sizes) as context:
+                np.save(job.out, context.run(job.script))
+    return {"log": log}
+
+
+def _write(job: WritingJob) -> dict[str, Any]:
+    with contextlib.closing(llama_cpp.Llama(job.path, verbose=False, **job.settings)) as llama:
+        return {"tokens": list(write(llama, job.prompt, job.n_new))}
+
+
 def _main() -> None:
     for line in sys.stdin:
-        job = Job(**json.loads(line))
-        with llama_log() as log:
-            with Model(Path(job.path)) as model:
-                sizes = {"n_ctx": job.n_ctx, "n_ubatch": job.n_ubatch, "n_threads": job.n_threads}
-                with model.context(**sizes) as context:
-                    logits = context.run(job.script)
-        np.save(job.out, logits)
-        print(json.dumps({"ours": what_is_ours(), "log": log}), flush=True)
+        fields = json.loads(line)
+        done = _decode(Job(**fields)) if "script" in fields else _write(WritingJob(**fields))
+        print(json.dumps({"ours": what_is_ours(), **done}), flush=True)
 
 
 if __name__ == "__main__":

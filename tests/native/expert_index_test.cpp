@@ -238,10 +238,14 @@ TEST(tensors_that_cannot_be) {
     refused_tensor({name, {8, 4, int64_t(1) << 32 | kExperts}, GGML_TYPE_F32, {}, 96, {}});
     refused_tensor({name, {int64_t(1) << 40, int64_t(1) << 40, kExperts}, GGML_TYPE_F32, {}, 96, {}});
     refused_tensor({name, {INT64_MAX}, GGML_TYPE_F32, {}, 96, {}});
+    // As many elements as can be counted at all: ggml_new_tensor() ends the process over these.
     refused_tensor({name, {INT64_MAX / 4, 1, 4}, GGML_TYPE_I8, {}, 96, {}});
+    refused_tensor({name, {1, INT64_MAX}, GGML_TYPE_F16, {}, 96, {}});
+    refused_tensor({name, {32, INT64_MAX / 32}, GGML_TYPE_Q4_0, {}, 96, {}});
+    refused_tensor({name, {INT64_MAX / 4, 4, 0}, GGML_TYPE_I8, {}, 96, {}});
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, uint64_t(32), {}, {}});
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, UINT64_MAX - 31, {}, {}});
-    refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, {}, 8 * 4 * kExperts * 4 - 1, {}}); // data too short by a byte
+    refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, {}, 8 * 4 * kExperts * 4 - 32, {}}); // data too short
     refused_tensor({name, {33, 4, kExperts}, GGML_TYPE_Q4_0, {}, 4096, {}});                   // no whole blocks
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, {}, {}, 0xffffffffu});
     refused_tensor({name, {8, 4, kExperts, 1, 1}, GGML_TYPE_F32, {}, {}, {}});

@@ -78,13 +78,13 @@ class GgufBytes {
             }
             put(out, t.type);
             put(out, t.offset.value_or(at));
-            at = padded(at + t.size.value_or(size_of(t)));
+            at = padded(at + size_of(t));
         }
         metadata_size = out.size();
         out.resize(padded(out.size()), 0xaa);
         data_offset = out.size();
         for (const Tensor & t : tensors_) {
-            const uint64_t size = t.size.value_or(size_of(t));
+            const uint64_t size = size_of(t);
             for (uint64_t i = 0; i < size; ++i) {
                 out.push_back(data(t, i));
             }
@@ -100,6 +100,9 @@ class GgufBytes {
     uint64_t metadata_size = 0, data_offset = 0;
 
     static uint64_t size_of(const Tensor & t) {
+        if (t.size) {
+            return *t.size; // also if the type is none and ggml could not say
+        }
         uint64_t size = ggml_row_size(static_cast<ggml_type>(t.type), t.ne.empty() ? 1 : t.ne[0]);
         for (size_t i = 1; i < t.ne.size(); ++i) {
             size *= static_cast<uint64_t>(t.ne[i]);

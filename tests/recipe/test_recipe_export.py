@@ -17,6 +17,7 @@ from smolmoe.config import ExpertLayout
 from smolmoe.export import stored_type, write_gguf
 
 LAYOUT = ExpertLayout(n_expert=4, n_used=2, width=64)
+STEPS = {gguf.GGMLQuantizationType.Q4_0: 1 / 8, gguf.GGMLQuantizationType.Q5_0: 1 / 16}
 Tensors = dict[str, NDArray[np.float32]]
 
 
@@ -63,11 +64,9 @@ def test_tensors_are_quantised_as_told(exported: Path, tensors: Tensors) -> None
         assert tensor.tensor_type == stored_type(name)
         assert tuple(reversed(tensor.shape.tolist())) == values.shape
         stored = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        # a block's step is 1/8 (Q4_0) or 1/16 (Q5_0) of its largest magnitude, and rounding is off by half a step;
+        # a step is a share of a block's largest magnitude, and rounding is off by half a step;
         # only the value opposite to the largest may be cut by a whole one
-        step = {gguf.GGMLQuantizationType.Q4_0: 1 / 8, gguf.GGMLQuantizationType.Q5_0: 1 / 16}.get(
-            tensor.tensor_type, 0
-        )
+        step = STEPS.get(tensor.tensor_type, 0)
         largest = np.abs(values.reshape(-1, 32)).max(axis=1, keepdims=True)
         error = np.abs(stored.reshape(-1, 32) - values.reshape(-1, 32))
         assert (error <= 1.01 * step * largest).all(), name

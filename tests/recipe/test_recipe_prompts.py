@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tokenizers")
-pytest.importorskip("lxml")
 
 from smolmoe.config import ChatTokens, PromptConfig
-from smolmoe.prompts import ASSISTANT, CHAT, FREE, PLAIN_TEXT, USER, Prompts, PromptTexts, draw_prompts
+from smolmoe.prompt_drawing import PromptTexts, draw_prompts
+from smolmoe.prompts import ASSISTANT, CHAT, FREE, PLAIN_TEXT, USER, Prompts
 from smolmoe.vocabulary import load_tokenizer
 from tokenizers import Tokenizer
 
