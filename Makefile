@@ -80,7 +80,7 @@ native-test: $(STAMPS)/llama
 # ---- give away
 
 # Everything that goes into our wheel. Its data too, but not what Python compiles beside its sources.
-WHEEL_INPUTS = CMakeLists.txt pyproject.toml LICENSE THIRD_PARTY_NOTICES.md \
+WHEEL_INPUTS = CMakeLists.txt pyproject.toml README.md LICENSE THIRD_PARTY_NOTICES.md \
     $(shell find native pyengine scripts/setup -type f ! -name '*.pyc')
 
 wheel: wheelhouse/.done

@@ -30,6 +30,7 @@ from pyengine.bundled import bundled_model
 from pyengine.engine import ExpertEngine, open_engine
 from pyengine.errors import ModelFileError, UsageError, one_line
 from pyengine.llama_log import errors_said
+from pyengine.native import ModelInfo
 
 _log = logging.getLogger("pyengine")
 
@@ -93,6 +94,9 @@ class Llama(llama_cpp.Llama):
                     refuse_expert_adapter(Path(kwargs["lora_path"]))
                 if kwargs.get("n_gpu_layers"):
                     _log.warning("n_gpu_layers: experts stay in RAM slots; only the other weights can go to a GPU")
+                if kwargs.get("use_mlock"):
+                    _log.warning("use_mlock: not done; experts come and go, and the other weights stay unlocked")
+                _refuse_impossible(kwargs.get("kv_overrides") or {}, self._engine.info)
                 self._overrides = self._buffer_overrides(self._engine)
             self._load(path, kwargs)
             if self._engine is not None:
@@ -194,6 +198,7 @@ class Llama(llama_cpp.Llama):
     def set_ram_budget(self, ram_budget: Budget) -> None:
         """Change the budget now, also while another thread computes. Raises BudgetError; for a model without managed
         experts there is nothing to change."""
+        check_wording(ram_budget)
         if self._engine is not None:
             self._engine.set_ram_budget(ram_budget)
         self._ram_budget = ram_budget
@@ -247,6 +252,14 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in known:
             raise TypeError(f"Llama() got an unexpected keyword argument {name!r}")
+
+
+def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
+    """Raise ValueError for an override of the numbers of experts that would end the process inside llama.cpp."""
+    for name, least in (("expert_count", info.n_expert), ("expert_used_count", 1)):
+        key = f"{info.architecture}.{name}"
+        if not least <= overrides.get(key, least) <= info.n_expert:
+            raise ValueError(f"kv_overrides: {key} must be {least} to {info.n_expert} in this model")
 
 
 _NO_STATS: dict[str, Any] = {

@@ -173,6 +173,67 @@ def load_over_and_over(path: str) -> dict[str, Any]:
             llama.eval([1, 2, 3])
 
 
+def fork(path: str, prompt: list[int], n_new: int, settings: dict[str, int], busy: bool) -> dict[str, Any]:
+    """Fork after writing, or while another thread writes: what the forked child meets, and how it ends."""
+    import contextlib
+    import threading
+
+    from pyengine import Llama
+
+    from .reference import write
+
+    def forked(llama: Llama) -> tuple[list[str], int]:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            met = []
+            for action in (lambda: llama.eval(prompt), lambda: llama.set_ram_budget("50%")):
+                try:
+                    action()
+                except Exception as error:
+                    met.append(f"{type(error).__name__}: {error}")
+            os.write(writer, json.dumps(met).encode())
+            sys.exit(0)  # with all clean-up
+        os.close(writer)
+        status = _wait(pid, 20)
+        with open(reader) as pipe:
+            return json.loads(pipe.read() or "[]"), status
+
+    with contextlib.closing(Llama(path, ram_budget="20%", **settings)) as llama:
+        tokens = list(write(llama, prompt, n_new))
+        stop = threading.Event()
+
+        def keep_writing() -> None:
+            while not stop.is_set():
+                llama.reset()
+                list(write(llama, prompt, n_new))
+
+        thread = threading.Thread(target=keep_writing)
+        if busy:
+            thread.start()
+        children = [forked(llama) for _ in range(5 if busy else 1)]
+        stop.set()
+        if busy:
+            thread.join()
+        llama.reset()
+        return {"before": tokens, "children": children, "after": list(write(llama, prompt, n_new))}
+
+
+def _wait(pid: int, seconds: float) -> int:
+    """The exit status of a forked child; it is killed if it takes longer."""
+    import signal
+    import time
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def remember(path: str, ram_budget: str, n_prompt: int, n_new: int) -> dict[str, Any]:
     """Answer a long prompt: how much memory that takes, bytes, and what llama.cpp says of its buffers."""
     import contextlib
@@ -213,7 +274,7 @@ def _io() -> dict[str, int]:
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     task.__name__: task
-    for task in (decode, decode_over_errors, abort, load, interrupted, load_over_and_over, remember)
+    for task in (decode, decode_over_errors, abort, load, interrupted, load_over_and_over, fork, remember)
 }
 
 

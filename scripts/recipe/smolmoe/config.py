@@ -169,7 +169,7 @@ class TrainConfig:
 
     @classmethod
     def smoke(cls) -> TrainConfig:
-        """Every stage at the smallest size that still exercises it: a minute or two on a CPU."""
+        """Every stage at the smallest size that still exercises it: minutes on a CPU."""
         return cls(
             rows=2,
             length=512,
