@@ -70,12 +70,11 @@ export PROMPT
 chat: build
 	@$(VENV)/bin/pyengine chat $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
 
-# With ARGS only pytest, for a quick look at some tests. Its result comes last either way.
-test: build $(STAMPS)/test $(if $(ARGS),,native-test)
+test: build $(STAMPS)/test
 	@$(PY) -m pytest $(ARGS)
 
-native-test: $(STAMPS)/llama
-	@$(if $(wildcard tests/native/*.cpp),sh $(SETUP)/native_test.sh $(PY) build/native-test $(LOGS))
+native-test: $(STAMPS)/test
+	@$(PY) -m pytest tests/native $(ARGS)
 
 # ---- give away
 

@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from pyengine import errors
-from pyengine.bundled import bundled_model
 
+TYPE_CHECKING = False  # typing's own, without the time that typing takes
 if TYPE_CHECKING:
+    from typing import Any
+
+    from pyengine.bundled import bundled_model
     from pyengine.llama import Llama
 
     __version__: str
@@ -21,11 +22,16 @@ __all__ = ["Llama", "__version__", "bundled_model", "errors"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: the command line prints its help without loading llama.cpp, or searching for metadata.
+    # Lazy: the command line prints its help without loading llama.cpp, or searching for metadata. And Ctrl-C while this
+    # module is imported ends in a traceback, because nothing of ours can catch it yet.
     if name == "Llama":
         from pyengine.llama import Llama
 
         return Llama
+    if name == "bundled_model":
+        from pyengine.bundled import bundled_model
+
+        return bundled_model
     if name == "__version__":
         from importlib import metadata
 

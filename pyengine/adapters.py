@@ -10,8 +10,8 @@ from pyengine.errors import ModelFileError, UnmanagedModelError
 
 
 def refuse_expert_adapter(path: Path) -> None:
-    """Raise UnmanagedModelError if the adapter has expert tensors: those live in our slots, where llama.cpp cannot add to
-    them. Raises ModelFileError if the file cannot be read."""
+    """Raise UnmanagedModelError if the adapter has expert tensors: those live in our slots, where llama.cpp cannot add
+    to them. Raises ModelFileError if the file cannot be read."""
     try:
         names = [tensor.name for tensor in GGUFReader(path).tensors]
     except (OSError, ValueError, IndexError, KeyError) as error:

@@ -85,8 +85,8 @@ def available_memory() -> int:
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """(limit, use) in bytes of every memory control group that holds this process. Page cache that can be dropped at once
-    does not count as use."""
+    """(limit, use) in bytes of every memory control group that holds this process. Page cache that can be dropped at
+    once does not count as use."""
     for folder, version in _memory_folders():
         try:
             if version == 2:

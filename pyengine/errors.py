@@ -33,4 +33,4 @@ class UnmanagedModelError(PyengineError):
 
 def one_line(text: str) -> str:
     """`text` from a file or a library as part of a message: no line breaks and nothing that could steer a terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(text.split()))
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))

@@ -1,7 +1,7 @@
 """`pyengine.Llama`: llama_cpp.Llama with its experts in limited memory.
 
-Threads: one thread at a time may compute with a Llama (as with llama_cpp.Llama); a second one gets UsageError instead of
-mixed-up text. expert_stats(), engaged and set_ram_budget() may be called from any thread at any time.
+Threads: one thread at a time may compute with a Llama (as with llama_cpp.Llama); a second one gets UsageError instead
+of mixed-up text. expert_stats(), engaged and set_ram_budget() may be called from any thread at any time.
 Processes: load after forking. A forked child that computes with its parent's Llama gets UsageError.
 """
 
@@ -152,8 +152,8 @@ class Llama(llama_cpp.Llama):
     def _guard_decoding(self) -> None:
         """Every computation goes through the context's decode and encode: name the reason when one fails."""
         context: _internals.LlamaContext = self._ctx
-        context.decode = self._guarded(context.decode)  # type: ignore[method-assign]
-        context.encode = self._guarded(context.encode)  # type: ignore[method-assign]
+        context.decode = self._guarded(context.decode)  # type: ignore[assignment, method-assign]
+        context.encode = self._guarded(context.encode)  # type: ignore[assignment, method-assign]
 
     def _guarded(self, compute: Callable[[Any], _Result]) -> Callable[[Any], _Result]:
         engine, busy = self._engine, self._busy
@@ -175,6 +175,12 @@ class Llama(llama_cpp.Llama):
                 busy.release()
 
         return guarded
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        """As in llama_cpp.Llama."""
+        with self._busy:  # close() waits for it
+            token: int = super().sample(*args, **kwargs)
+            return token
 
     # ---- what this class adds
 
@@ -212,15 +218,16 @@ class Llama(llama_cpp.Llama):
         """Free the model, then its experts. Waits for a computation that another thread has begun. Afterwards every use
         raises UsageError; closing again does nothing."""
         if hasattr(self, "_stack"):
+            # First no new use can begin, then those end that have: llama_cpp would follow pointers to what is freed.
+            for name in ("_model", "_ctx", "_batch", "tokenizer_"):
+                setattr(self, name, _Closed())
             with self._busy:
                 super().close()
-                # llama.cpp's objects are gone, and llama_cpp would follow pointers to them.
-                self._model = self._ctx = self._batch = self.tokenizer_ = _Closed()
         if self._engine is not None:
             self._engine.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state["ram_budget"] = self._ram_budget
         return state
 

@@ -71,7 +71,11 @@ int32_t pye_get_stats(const pye_engine * e, pye_stats * out) {
     return guarded([&] { *out = e->engine->stats(); });
 }
 
-size_t pye_events(pye_engine * e, pye_event * out, size_t capacity) { return e->engine->events(out, capacity); }
+size_t pye_events(pye_engine * e, pye_event * out, size_t capacity) {
+    size_t n = 0;
+    (void)guarded([&] { n = e->engine->events(out, capacity); }); // none in a forked child
+    return n;
+}
 
 int32_t pye_take_failure(pye_engine * e, char * reason, size_t capacity) {
     std::string   why;

@@ -54,7 +54,11 @@ void Engine::start(uint64_t budget) {
 void Engine::close() {
     if (owner_ != platform::process_id()) {
         // A forked child has no I/O threads to join, and the lock may have been held at the fork.
+        // The slots' memory is not here either: giving it back would hit whatever the child has put in its place.
         (void) disk_.release();
+        for (Class & c : classes_) {
+            (void)c.arena.release();
+        }
         closed_ = true;
         return;
     }
@@ -109,13 +113,13 @@ void Engine::apply_budget(uint64_t budget) {
 }
 
 void Engine::set_ram_budget(uint64_t budget) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    const auto lock = locked();
     check_usable();
     apply_budget(budget);
 }
 
 void Engine::set_priorities(const float * values, size_t n) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    const auto lock = locked();
     check_usable();
     uint32_t widest = 0;
     for (const ExpertLayer & l : index_.layers) {
@@ -136,19 +140,19 @@ void Engine::set_priorities(const float * values, size_t n) {
 }
 
 void Engine::inject_read_errors(uint64_t after, uint64_t n) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    const auto lock = locked();
     check_usable();
     disk_->inject_errors(after, n);
 }
 
 size_t Engine::events(pye_event * out, size_t capacity) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    const auto lock = locked();
     return events_.take(out, capacity);
 }
 
 pye_info Engine::info() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    pye_info                    i = {};
+    const auto                  lock = locked();
+    pye_info                    i    = {};
     std::set<std::string>       layouts;
     for (size_t c = 0; c < classes_.size(); ++c) {
         for (uint32_t p = 0; p < index_.layers[index_.classes[c].layers[0]].matrices.size(); ++p) {
@@ -181,8 +185,8 @@ pye_info Engine::info() const {
 }
 
 pye_stats Engine::stats() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    pye_stats                   s = stats_;
+    const auto lock = locked();
+    pye_stats  s    = stats_;
     if (disk_) {
         const auto & d = disk_->counters();
         s.bytes_read   = d.bytes.load(std::memory_order_relaxed);
@@ -218,9 +222,16 @@ int32_t Engine::take_failure(std::string * why) {
 }
 
 void Engine::read_tensor(const ExpertMatrix & m, uint64_t from, uint64_t size, void * to) const {
-    std::lock_guard<std::mutex> lock(mutex_);
+    const auto lock = locked();
     check_usable();
     disk_->read(m.data, from, size, to);
+}
+
+std::unique_lock<std::mutex> Engine::locked() const {
+    if (owner_ != platform::process_id()) { // before the lock, which may have been held at the fork
+        throw Error(PYE_E_STATE, "this process was forked after the model was opened; open the model after the fork");
+    }
+    return std::unique_lock<std::mutex>(mutex_);
 }
 
 void Engine::check_usable() const {
@@ -229,9 +240,6 @@ void Engine::check_usable() const {
     }
     if (!disk_) {
         throw Error(PYE_E_STATE, "the engine has not been started");
-    }
-    if (owner_ != platform::process_id()) {
-        throw Error(PYE_E_STATE, "this process was forked after the model was opened; open the model after the fork");
     }
 }
 

@@ -56,7 +56,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::vector<uint32_t> slots_for(uint64_t budget) const; // by class; throws Error(PYE_E_BUDGET)
     void apply_budget(uint64_t budget);
     uint64_t least_budget() const;
-    void check_usable() const; // throws Error if not started, closed, or in a forked child
+    std::unique_lock<std::mutex> locked() const;       // throws Error in a forked child
+    void                         check_usable() const; // under the lock; throws Error if not started or closed
 
     ExpertIndex                index_;
     std::vector<platform::File> files_; // until start() gives them to the disk tier

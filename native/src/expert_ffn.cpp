@@ -103,7 +103,7 @@ ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
             return ggml_backend_graph_compute(cpu_, graph);
         }
         engine = chains_[0].binding->engine;
-        std::lock_guard<std::mutex> lock(engine->mutex_);
+        const auto lock = engine->locked();
         engine->check_usable();
         engine_ = engine;
         run_nodes(graph, 0, chains_[0].begin);

@@ -195,7 +195,7 @@ def fork(path: str, prompt: list[int], n_new: int, settings: dict[str, int], bus
             os.write(writer, json.dumps(met).encode())
             sys.exit(0)  # with all clean-up
         os.close(writer)
-        status = _wait(pid, 20)
+        status = _wait(pid, 10)
         with open(reader) as pipe:
             return json.loads(pipe.read() or "[]"), status
 
@@ -211,7 +211,7 @@ def fork(path: str, prompt: list[int], n_new: int, settings: dict[str, int], bus
         thread = threading.Thread(target=keep_writing)
         if busy:
             thread.start()
-        children = [forked(llama) for _ in range(5 if busy else 1)]
+        children = [forked(llama) for _ in range(3 if busy else 1)]
         stop.set()
         if busy:
             thread.join()

@@ -5,6 +5,7 @@ Stock computes in a process that never loads pyengine. `--grid full` crosses all
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from models.fixtures import ModelFactory
 from models.mutation import mutate
 from models.vocabulary import N_VOCAB
 
+from pyengine import Llama, bundled_model
 from pyengine.architectures import MANAGED
 
 from .decoding import Model, random_script
 from .managed import EVICT, assert_same_bits, managed, nmse, same_bits
-from .reference import StockProcess
+from .reference import StockProcess, write
 
 # Token by token, then many at once: few, an odd number, and more than a micro-batch of 64; then token by token again.
 SCRIPT = random_script([1] * 12 + [2, 33, 200] + [1] * 4, N_VOCAB)
@@ -57,6 +59,25 @@ def test_same_bits_as_stock(grid_model: ModelFacts, case: str, stock: StockProce
         assert stats["evictions"] > 0
     if stats["slots"] < info.n_expert_used:
         assert stats["passes"] > stats["steps_layers"], "one token's ranks needed several passes"
+
+
+@pytest.mark.parametrize("case", ["least budget, ubatch 64", "12.5 %, ubatch 64", "100 %, ubatch 512"])
+def test_same_bits_as_stock_of_the_bundled_model(case: str, stock: StockProcess) -> None:
+    share, n_ubatch = CASES[case]
+    script = random_script([1] * 8 + [90] + [1] * 4, 49152, seed=13)
+    wanted = stock.run(bundled_model(), script, n_ubatch=n_ubatch).logits
+    with managed(bundled_model(), share) as (_, model), model.context(n_ubatch=n_ubatch) as context:
+        assert_same_bits(context.run(script), wanted)
+
+
+@pytest.mark.parametrize("ram_budget", ["12.5%", "50%"])
+def test_same_tokens_as_stock_from_the_bundled_model(ram_budget: str, stock: StockProcess) -> None:
+    settings = {"n_ctx": 256, "n_threads": 2, "n_threads_batch": 2}
+    with contextlib.closing(Llama(ram_budget=ram_budget, **settings)) as llama:
+        prompt = llama.tokenize(b"<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+        got = list(write(llama, prompt, 40))
+        assert llama.expert_stats()["evictions"] > 0
+    assert got == stock.write(bundled_model(), prompt, 40, **settings)
 
 
 def test_the_grid_has_every_managed_architecture() -> None:

@@ -16,7 +16,7 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 Answer = Any  # what JSON can hold
 
-#: One thread: kernels spin at barriers, so two on a busy machine of two cores take seconds. Results do not depend on it.
+#: Kernels spin at barriers, so two threads on a busy machine of two cores take seconds. Results do not depend on it.
 THREADS: dict[str, Any] = {"n_threads": 1, "n_threads_batch": 1}
 N_CTX = 512
 

@@ -1,10 +1,10 @@
-"""LoRA adapters: those of attention work as in stock llama.cpp, those of experts are refused before anything is loaded."""
+"""LoRA adapters: those of attention work as in stock llama.cpp, those of experts are refused before loading."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import llama_cpp
 import pytest
 from models.adapters import Target, write_adapter
 from models.facts import ModelFacts
@@ -43,8 +43,8 @@ def test_an_adapter_of_experts_is_refused_before_loading(
 ) -> None:
     adapter = tmp_path / "experts.gguf"
     changed = [name for name in write_adapter(adapter, facts, target) if "_exps" in name]
-    loads = []
-    monkeypatch.setattr(llama_cpp.Llama, "__init__", lambda *args, **kwargs: loads.append(args))
+    loads: list[Any] = []
+    monkeypatch.setattr(Llama, "_load", lambda *args: loads.append(args))
     with pytest.raises(UnmanagedModelError) as refusal:
         Llama(facts.path, lora_path=str(adapter), **THREADS)
     assert not loads
@@ -59,6 +59,6 @@ def test_a_broken_adapter_is_refused(facts: ModelFacts, tmp_path: Path, content:
     adapter = tmp_path / "broken.gguf"
     if content is not None:
         adapter.write_bytes(content)
-    with pytest.raises(ModelFileError, match="broken.gguf") as refusal:
+    with pytest.raises(ModelFileError, match=r"broken\.gguf") as refusal:
         Llama(facts.path, lora_path=str(adapter), **THREADS)
     assert "\n" not in str(refusal.value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -24,8 +25,8 @@ PROMPT = "The old lighthouse keeper"
 Opened = Callable[..., Llama]
 
 
-def native_threads() -> set[str]:
-    return set(os.listdir("/proc/self/task"))
+def native_threads() -> set[Path]:
+    return set(Path("/proc/self/task").iterdir())
 
 
 def test_a_saved_state_continues_as_it_did(ours: Ask, stock: Ask) -> None:
@@ -165,7 +166,7 @@ def test_close_waits_for_the_thread_that_computes() -> None:
     thread.start()
     started.wait()
     while not llm.expert_stats()["expert_ffns"]:  # until it is inside a computation
-        pass
+        time.sleep(0.001)
     llm.close()
     thread.join()
     assert ends == ["closed"]

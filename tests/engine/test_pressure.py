@@ -1,0 +1,197 @@
+"""The pressure watch: expert memory goes back when the machine runs short, and comes again when the shortage is over."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+from models.fixtures import ModelFactory
+from models.vocabulary import N_VOCAB
+
+from pyengine import Llama, pressure
+from pyengine.pressure import PressureWatch
+
+from .decoding import random_script
+from .reference import StockProcess, write
+
+RESERVE = 1000
+FLOOR = RESERVE // 2  # what must stay free
+WANTED, LEAST = 10_000, 100
+
+
+PROMPT, N_NEW = random_script([30], N_VOCAB, seed=12)[0], 12
+SETTINGS = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
+
+
+@pytest.fixture(autouse=True)
+def _reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "reserve", lambda: RESERVE)
+
+
+class Machine:
+    """`total` bytes, of which others use `others`; ours are as many as the budget."""
+
+    def __init__(self, others: int, total: int = 20_000) -> None:
+        self.total, self.others, self.ours = total, others, WANTED
+        self.applied: list[int] = []
+        self.watch = PressureWatch(WANTED, LEAST, self.apply, lambda: self.available)
+
+    @property
+    def available(self) -> int:
+        return self.total - self.others - self.ours
+
+    def apply(self, budget: int) -> None:
+        self.applied.append(budget)
+        self.ours = budget
+
+    def look(self, times: int = 1) -> list[int]:
+        """The budgets applied by that many looks."""
+        before = len(self.applied)
+        for _ in range(times):
+            self.watch.look()
+        return self.applied[before:]
+
+
+def test_enough_memory_changes_nothing() -> None:
+    assert Machine(others=5000).look(50) == []
+
+
+def test_between_the_floor_and_the_reserve_nothing_changes() -> None:
+    machine = Machine(others=20_000 - WANTED - FLOOR)
+    assert machine.available == FLOOR
+    assert machine.look(50) == []
+
+
+def test_a_shortage_ends_with_one_look() -> None:
+    machine = Machine(others=12_000)
+    assert machine.available < 0
+    (budget,) = machine.look()
+    assert LEAST < budget < WANTED
+    assert machine.available >= FLOOR
+    assert machine.look(5) == []
+
+
+def test_no_shortage_takes_more_than_all_but_the_least() -> None:
+    machine = Machine(others=30_000)
+    assert machine.look() == [LEAST]
+    assert machine.look(50) == []
+
+
+def test_the_budget_comes_back_slowly_and_completely() -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    low = machine.ours
+    machine.others = 0
+    assert machine.look(9) == [], "first a calm spell"
+    (first,) = machine.look()
+    assert first == low + (WANTED - low) // 4
+    grown = machine.look(1000)
+    assert grown == sorted(grown) and grown[-1] == WANTED
+
+
+def test_a_new_shortage_interrupts_the_calm() -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    machine.others = 0
+    machine.look(9)
+    machine.others = 20_000 - machine.ours - FLOOR  # not short, not calm
+    machine.look()
+    machine.others = 0
+    assert machine.look(9) == []
+    assert len(machine.look()) == 1
+
+
+def test_growing_never_brings_the_shortage_back() -> None:
+    """With others' use constant it settles: no swinging between giving and taking."""
+    for others in range(0, 20_000, 700):
+        machine = Machine(others=15_000)
+        machine.look()
+        machine.others = others
+        machine.look(2000)
+        settled = machine.ours
+        assert machine.look(200) == [], f"still moving with {others} used by others"
+        if others <= 20_000 - WANTED - RESERVE - 1:
+            assert settled == WANTED
+
+
+def test_bounds_hold_whatever_others_do() -> None:
+    rng = np.random.default_rng(0)
+    machine = Machine(others=5000)
+    for _ in range(5000):
+        machine.others = int(np.clip(machine.others + rng.normal(0, 2000), 0, 22_000))
+        machine.look()
+        assert LEAST <= machine.ours <= WANTED
+        assert machine.available >= FLOOR or machine.ours == LEAST
+
+
+def test_the_user_changes_the_budget() -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    machine.watch.set_wanted(3000)
+    assert machine.applied[-1] == machine.ours == 3000
+    machine.others = 0
+    assert machine.look(100) == [], "3000 is what is wanted now"
+
+
+def test_each_change_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    machine.others = 0
+    machine.look(10)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "memory is short" in caplog.text and "memory is free again" in caplog.text
+
+
+def test_the_thread_looks_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pressure, "_PERIOD", 0.001)
+    looked = threading.Semaphore(0)
+    applied: list[int] = []
+
+    def available() -> int:
+        looked.release()
+        return 0
+
+    watch = PressureWatch(WANTED, LEAST, applied.append, available)
+    before = threading.active_count()
+    watch.start()
+    for _ in range(20):
+        assert looked.acquire(timeout=10)
+    watch.stop()
+    assert threading.active_count() == before
+    assert applied and applied == sorted(applied, reverse=True) and applied[-1] == LEAST
+
+
+def test_a_watch_that_never_started_stops() -> None:
+    PressureWatch(WANTED, LEAST, lambda _: None, lambda: 0).stop()
+
+
+def test_a_model_gives_memory_back_and_takes_it_again(
+    generated_model: ModelFactory, stock: StockProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way from the system's figures to the slots, while the model writes."""
+    path = generated_model("qwen2moe").path
+    wanted = stock.write(path, PROMPT, N_NEW, **SETTINGS)
+    memory = SimpleNamespace(total=1 << 40, available=1 << 39)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(pressure, "_PERIOD", 0.002)
+    with contextlib.closing(Llama(path, ram_budget="90%", **SETTINGS)) as llama:
+        roomy = llama.expert_stats()["budget_bytes"]
+
+        def write_until(reached: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 30
+            while not reached():
+                assert time.monotonic() < deadline
+                llama.reset()
+                assert list(write(llama, PROMPT, N_NEW)) == wanted
+
+        memory.available = 0
+        write_until(lambda: llama.expert_stats()["budget_bytes"] == llama.expert_stats()["least_budget"] < roomy)
+        assert llama.expert_stats()["resident"] <= llama.expert_stats()["slots"] == 1
+        memory.available = 1 << 39
+        write_until(lambda: llama.expert_stats()["budget_bytes"] == roomy)
