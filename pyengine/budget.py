@@ -65,7 +65,7 @@ def _wanted(budget: Budget, slot_bytes: int) -> int | None:
     elif size is not None:
         value = float(size[1]) * _UNITS[size[2]]
     else:
-        raise BudgetError(f'ram_budget {budget!r} is not understood; write "auto", "50%", "2GiB" or bytes')
+        raise BudgetError(f'ram_budget {budget!r:.40} is not understood; write "auto", "50%", "2GiB" or bytes')
     return int(min(value, float(sys.maxsize)))  # a long row of digits is infinity to float
 
 

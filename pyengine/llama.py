@@ -13,8 +13,7 @@ import inspect
 import logging
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from pyengine.engine import ExpertEngine, open_engine
 from pyengine.errors import ModelFileError, UsageError, one_line
 from pyengine.llama_log import errors_said
 from pyengine.native import ModelInfo
+from pyengine.one_user import OneUser
 
 _log = logging.getLogger("pyengine")
 
@@ -74,7 +74,7 @@ class Llama(llama_cpp.Llama):
     def __init__(self, model_path: str | Path | None = None, *, ram_budget: Budget = "auto", **kwargs: Any) -> None:
         self._engaged = ""
         self._ram_budget = ram_budget
-        self._busy = threading.RLock()
+        self._user = OneUser()
         self._params: Any = None
         startup.check()
         _refuse_unknown(kwargs)
@@ -156,31 +156,56 @@ class Llama(llama_cpp.Llama):
         context.encode = self._guarded(context.encode)  # type: ignore[assignment, method-assign]
 
     def _guarded(self, compute: Callable[[Any], _Result]) -> Callable[[Any], _Result]:
-        engine, busy = self._engine, self._busy
+        engine, user = self._engine, self._user
         assert engine is not None
 
         def guarded(batch: Any) -> _Result:
             engine.check_process()
-            if not busy.acquire(blocking=False):
-                raise UsageError("another thread is computing with this Llama; use one Llama per thread, or a lock")
-            try:
-                with errors_said():  # the reason follows as an exception
-                    return compute(batch)
-            except RuntimeError as error:
-                reason = engine.explain(error)
-                if reason is error:
-                    raise
-                raise reason from error
-            finally:
-                busy.release()
+            with user.computing():
+                try:
+                    with errors_said():  # the reason follows as an exception
+                        return compute(batch)
+                except RuntimeError as error:
+                    reason = engine.explain(error)
+                    if reason is error:
+                        raise
+                    raise reason from error
 
         return guarded
 
+    # llama_cpp.Llama changes its own state before and after it decodes: these refuse a second thread before that.
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As in llama_cpp.Llama."""
+        self._check_process()
+        with self._user.computing():
+            super().eval(tokens)
+
     def sample(self, *args: Any, **kwargs: Any) -> int:
         """As in llama_cpp.Llama."""
-        with self._busy:  # close() waits for it
+        with self._user.computing():  # close() waits for it
             token: int = super().sample(*args, **kwargs)
             return token
+
+    def generate(self, *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """As in llama_cpp.Llama."""
+        self._check_process()
+        steps = super().generate(*args, **kwargs)
+        more: Sequence[int] | None = None
+        try:
+            while True:
+                with self._user.computing(steps):
+                    try:
+                        token = steps.send(more)
+                    except StopIteration:
+                        return
+                more = yield token
+        finally:
+            self._user.finished(steps)
+
+    def _check_process(self) -> None:
+        if self._engine is not None:
+            self._engine.check_process()
 
     # ---- what this class adds
 
@@ -221,8 +246,8 @@ class Llama(llama_cpp.Llama):
             # First no new use can begin, then those end that have: llama_cpp would follow pointers to what is freed.
             for name in ("_model", "_ctx", "_batch", "tokenizer_"):
                 setattr(self, name, _Closed())
-            with self._busy:
-                super().close()
+            self._user.wait_until_idle()
+            super().close()
         if self._engine is not None:
             self._engine.close()
 

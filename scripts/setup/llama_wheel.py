@@ -31,6 +31,9 @@ OPTIONS = ["-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF"]
 # AMX kernels crash on some machines and with some compilers (see pyengine/startup.py).
 NO_AMX = ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
 
+# What else the build takes from the environment. CMAKE_ARGS is ours.
+FLAG_VARIABLES = ("CFLAGS", "CXXFLAGS", "LDFLAGS", "SKBUILD_CMAKE_ARGS", "SKBUILD_CMAKE_DEFINE")
+
 
 def compiler(variable: str, default: str) -> list[str]:
     """The compiler command that CMake will use: the environment variable CC or CXX, or the system's default."""
@@ -79,7 +82,7 @@ def key() -> dict[str, object]:
         "processor": processor(),
         "cc": compiler_version("CC", "cc"),
         "cxx": compiler_version("CXX", "c++"),
-        "environment": {name: os.environ[name] for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS") if os.environ.get(name)},
+        "environment": {name: os.environ[name] for name in FLAG_VARIABLES if os.environ.get(name)},
         "libc": " ".join(platform.libc_ver()),
     }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,34 @@ def test_damaged_or_unknown_cached_wheel_is_not_used(tmp_path: Path) -> None:
     wheel.with_name(wheel.name + ".sha256").unlink()
     assert llama_wheel.cached_wheel(tmp_path) is None
     assert llama_wheel.cached_wheel(tmp_path / "absent") is None
+
+
+def test_built_wheel_is_kept_with_what_identifies_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environments = []
+
+    def compile_quickly(command: list[str], *_: object) -> int:
+        environments.append(os.environ["CMAKE_ARGS"])
+        Path(command[command.index("-w") + 1], "llama_cpp_python-0-py3-none-any.whl").write_bytes(b"built")
+        return 0
+
+    monkeypatch.setenv("CMAKE_ARGS", "-DFROM_ELSEWHERE=ON")
+    monkeypatch.setattr(llama_wheel.quietly, "run", compile_quickly)
+    folder = tmp_path / "wheels" / "key"
+    built = llama_wheel.build(folder, {"version": "0"})
+    assert built.read_bytes() == b"built"
+    assert llama_wheel.cached_wheel(folder) == built
+    assert json.loads((folder / "built-from.json").read_text()) == {"version": "0"}
+    assert [shlex.split(arguments) for arguments in environments] == [llama_wheel.cmake_args()]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_failed_build_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CMAKE_ARGS", "")
+    monkeypatch.setattr(llama_wheel.quietly, "run", lambda *_: 3)
+    with pytest.raises(SystemExit) as end:
+        llama_wheel.build(tmp_path / "wheels" / "key", {})
+    assert end.value.code == 3
+    assert list((tmp_path / "wheels").iterdir()) == []
 
 
 def test_key_tells_builds_apart(monkeypatch: pytest.MonkeyPatch) -> None:

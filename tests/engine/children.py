@@ -219,6 +219,88 @@ def fork(path: str, prompt: list[int], n_new: int, settings: dict[str, int], bus
         return {"before": tokens, "children": children, "after": list(write(llama, prompt, n_new))}
 
 
+def fork_engine(path: str, script: list[list[int]]) -> dict[str, Any]:
+    """Fork the bare engine while another thread computes: what each of its functions does in a forked child."""
+    import threading
+
+    from .managed import managed
+
+    def forked(action: Callable[[], object]) -> tuple[str, int]:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                action()
+                met = ""
+            except Exception as error:
+                met = f"{type(error).__name__}: {error}"
+            os.write(writer, met.encode())
+            os._exit(0)
+        os.close(writer)
+        status = _wait(pid, 5)
+        with open(reader) as pipe:
+            return pipe.read(), status
+
+    with managed(Path(path), 0.0) as (engine, model), model.context(n_threads=1) as context:
+        least, shape = engine.info.least_budget, (engine.info.n_layer, engine.info.n_expert)
+        actions: dict[str, Callable[[], object]] = {
+            "info": lambda: engine.info,
+            "stats": engine.stats,
+            "set_ram_budget": lambda: engine.set_ram_budget(least),
+            "set_priorities": lambda: engine.set_priorities(_zeros(shape)),
+            "events": engine.events,
+            "close": engine.close,
+        }
+        stop = threading.Event()
+
+        def compute() -> None:
+            while not stop.is_set():
+                context.clear()
+                context.run(script)
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        met = {name: [forked(action) for _ in range(3)] for name, action in actions.items()}
+        stop.set()
+        thread.join()
+        return met
+
+
+def _zeros(shape: tuple[int, int]) -> Any:
+    import numpy as np
+
+    return np.zeros(shape, np.float32)
+
+
+def fork_memory(path: str) -> dict[str, Any]:
+    """Fork an engine whose slots the child does not get; put other memory in their place, and close it there."""
+    import ctypes
+    import mmap
+
+    from pyengine.native import NativeEngine
+
+    engine = NativeEngine(Path(path))
+    engine.start(engine.info.slot_bytes)
+    size = engine.info.slot_bytes + mmap.PAGESIZE
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    (address,) = (int(first, 16) for first, last in ranges if int(last, 16) - int(first, 16) == size)
+    pid = os.fork()
+    if pid == 0:
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        protection, fixed_noreplace = mmap.PROT_READ | mmap.PROT_WRITE, 0x100000
+        got = libc.mmap(address, size, protection, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed_noreplace, -1, 0)
+        if got != address:
+            os._exit(1)
+        ctypes.memset(address, 42, size)
+        engine.close()
+        os._exit(0 if ctypes.string_at(address, size) == bytes([42]) * size else 2)
+    status = _wait(pid, 10)
+    engine.close()
+    return {"status": status}
+
+
 def _wait(pid: int, seconds: float) -> int:
     """The exit status of a forked child; it is killed if it takes longer."""
     import signal
@@ -274,7 +356,7 @@ def _io() -> dict[str, int]:
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     task.__name__: task
-    for task in (decode, decode_over_errors, abort, load, interrupted, load_over_and_over, fork, remember)
+    for task in (decode, decode_over_errors, abort, load, interrupted, load_over_and_over, fork, fork_engine, fork_memory, remember)
 }
 
 

@@ -25,9 +25,7 @@ def facts(generated_model: ModelFactory) -> ModelFacts:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_an_adapter_of_attention_works(
-    ours: Ask, stock: Ask, facts: ModelFacts, tmp_path: Path, scale: float
-) -> None:
+def test_an_adapter_of_attention_works(ours: Ask, stock: Ask, facts: ModelFacts, tmp_path: Path, scale: float) -> None:
     adapter = tmp_path / "attention.gguf"
     write_adapter(adapter, facts, "attention")
     options = {"n_ctx": 128, "lora_path": str(adapter), "lora_scale": scale}

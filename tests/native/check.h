@@ -5,10 +5,9 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
-#include <functional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace check {
@@ -18,8 +17,8 @@ struct Failed : std::runtime_error {
 };
 
 struct Test {
-    const char *          name;
-    std::function<void()> body;
+    const char * name;
+    void (*body)();
 };
 
 inline std::vector<Test> & tests() {
@@ -27,34 +26,42 @@ inline std::vector<Test> & tests() {
     return all;
 }
 
-// Said once and not counted as a failure: a case that this machine cannot show.
+struct Registration {
+    Registration(const char * name, void (*body)()) { tests().push_back({name, body}); }
+};
+
+// Said, and not counted as a failure: a case that this machine cannot show.
 inline void note(const std::string & sentence) { fprintf(stderr, "  note: %s\n", sentence.c_str()); }
 
-[[noreturn]] inline void fail(const char * file, int line, const std::string & sentence) {
-    throw Failed(std::string(file) + ":" + std::to_string(line) + ": " + sentence);
+// Out of line, here and below: a test program has hundreds of checks, and sanitizers make each inlined one slow to compile.
+[[noreturn, gnu::noinline]] inline void fail(const char * file, int line, const char * what, const std::string & more = "") {
+    throw Failed(std::string(file) + ":" + std::to_string(line) + ": " + what + more);
 }
 
-template <class A, class B> void equal(const char * file, int line, const char * text, const A & a, const B & b) {
+template <class T> [[gnu::noinline]] std::string shown(const T & value) {
+    if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T>) {
+        return std::to_string(+value); // bool and enumerations as whole numbers
+    } else {
+        return "'" + std::string(value) + "'";
+    }
+}
+
+template <class A, class B>
+[[gnu::noinline]] void equal(const char * file, int line, const char * text, const A & a, const B & b) {
     if (!(a == b)) {
-        std::ostringstream s;
-        s << text << ": " << a << " != " << b;
-        fail(file, line, s.str());
+        fail(file, line, text, ": " + shown(a) + " is not " + shown(b));
     }
 }
 
 // The exception that `body` throws.
-template <class E, class F> E caught(const char * file, int line, const char * text, F && body) {
+template <class E, class F> [[gnu::noinline]] E caught(const char * file, int line, const char * text, F && body) {
     try {
         body();
     } catch (const E & e) {
         return e;
     }
-    fail(file, line, std::string("no exception from ") + text);
+    fail(file, line, "no exception from ", text);
 }
-
-struct Registration {
-    Registration(const char * name, std::function<void()> body) { tests().push_back({name, std::move(body)}); }
-};
 
 } // namespace check
 
