@@ -34,9 +34,7 @@ struct Result {
     double   cpu     = 0;
 };
 
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double cpu_seconds() {
     rusage u{};
@@ -130,7 +128,8 @@ class Ring {
     uint64_t wait(int32_t * result) {
         uint32_t head = cq_head_->load(std::memory_order_relaxed);
         while (head == cq_tail_->load(std::memory_order_acquire)) {
-            if (syscall(SYS_io_uring_enter, fd_, unsubmitted_, 1, IORING_ENTER_GETEVENTS, nullptr, 0) < 0 && errno != EINTR) {
+            if (syscall(SYS_io_uring_enter, fd_, unsubmitted_, 1, IORING_ENTER_GETEVENTS, nullptr, 0) < 0 &&
+                errno != EINTR) {
                 die("io_uring_enter");
             }
             unsubmitted_ = 0;
@@ -150,13 +149,13 @@ class Ring {
         return static_cast<char *>(p);
     }
 
-    int                     fd_;
-    unsigned                unsubmitted_ = 0;
-    io_uring_sqe *          sqes_;
-    io_uring_cqe *          cqes_;
-    std::atomic<uint32_t> * sq_tail_, *cq_head_, *cq_tail_;
-    uint32_t *              sq_array_;
-    uint32_t                sq_mask_, cq_mask_;
+    int                    fd_;
+    unsigned               unsubmitted_ = 0;
+    io_uring_sqe *         sqes_;
+    io_uring_cqe *         cqes_;
+    std::atomic<uint32_t> *sq_tail_, *cq_head_, *cq_tail_;
+    uint32_t *             sq_array_;
+    uint32_t               sq_mask_, cq_mask_;
 };
 
 Result with_ring(int fd, uint64_t file, size_t piece, unsigned depth, double seconds) {

@@ -1,6 +1,6 @@
 """Greedy text at several budgets against stock llama.cpp, token by token.
 
-    .venv/bin/python bench/greedy_identity.py [--prompts 20] [--tokens 256] [--threads 0]
+.venv/bin/python bench/greedy_identity.py [--prompts 20] [--tokens 256] [--threads 0]
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def main() -> None:
         mine = [row for row in rows if row[0] == budget]
         rate = sum(float(row[4]) for row in mine) / len(mine)
         print(f"{budget:>6}: {sum(row[3] for row in mine)} of {len(mine)} identical, hit rate {rate:.1%}", flush=True)
-    write_csv("greedy_identity.csv", ("budget", "prompt", "tokens", "identical", "hit_rate", "bytes_read", "n_threads"), rows)
+    write_csv(
+        "greedy_identity.csv", ("budget", "prompt", "tokens", "identical", "hit_rate", "bytes_read", "n_threads"), rows
+    )
     sys.exit(1 if wrong else 0)
 
 

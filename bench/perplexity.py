@@ -1,6 +1,6 @@
 """Perplexity of the bundled model at several budgets against stock llama.cpp: prefill must not change the numbers.
 
-    .venv/bin/python bench/perplexity.py [--text /usr/share/common-licenses/GPL-3] [--windows 8]
+.venv/bin/python bench/perplexity.py [--text /usr/share/common-licenses/GPL-3] [--windows 8]
 """
 
 from __future__ import annotations

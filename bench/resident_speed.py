@@ -1,7 +1,7 @@
 """Fully resident: is pyengine as fast as stock llama.cpp when every expert fits?
 
-Two processes, one of which never loads pyengine, measure in turns (A B A B ...) so that a noisy minute hits both. Writes one
-CSV line per measurement and prints medians and the ratio with its 95 % bootstrap interval.
+Two processes, one of which never loads pyengine, measure in turns (A B A B ...) so that a noisy minute hits both.
+Writes one CSV line per measurement and prints medians and the ratio with its 95 % bootstrap interval.
 
     .venv/bin/python bench/resident_speed.py [--rounds 12] [--decode 64] [--prefill 512] [--model FILE]
 """
@@ -36,7 +36,9 @@ def worker(engine: str, model: str, threads: int) -> None:
         from pyengine import Llama as Ours
 
         llm = Ours(model, ram_budget="100%", **common)
-    prompt = llm.tokenize((" ".join(f"Sentence number {i} is not like the one before it." for i in range(900))).encode())
+    prompt = llm.tokenize(
+        (" ".join(f"Sentence number {i} is not like the one before it." for i in range(900))).encode()
+    )
 
     def decode(n: int) -> float:
         llm.reset()

@@ -1,8 +1,8 @@
 """Runs GGUF mixture-of-experts models bigger than memory, inside unmodified llama.cpp.
 
-    from pyengine import Llama
-    llm = Llama("model.gguf", ram_budget="50%")
-    print(llm("The quick brown fox", max_tokens=16)["choices"][0]["text"])
+from pyengine import Llama
+llm = Llama("model.gguf", ram_budget="50%")
+print(llm("The quick brown fox", max_tokens=16)["choices"][0]["text"])
 """
 
 from __future__ import annotations

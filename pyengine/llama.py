@@ -290,7 +290,8 @@ def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
     """Raise ValueError for an override of the numbers of experts that would end the process inside llama.cpp."""
     for name, least in (("expert_count", info.n_expert), ("expert_used_count", 1)):
         key = f"{info.architecture}.{name}"
-        if not least <= overrides.get(key, least) <= info.n_expert:
+        value = overrides.get(key, least)
+        if isinstance(value, int) and not least <= value <= info.n_expert:
             raise ValueError(f"kv_overrides: {key} must be {least} to {info.n_expert} in this model")
 
 

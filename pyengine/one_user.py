@@ -27,7 +27,7 @@ class OneUser:
 
     @contextlib.contextmanager
     def computing(self, text: object | None = None) -> Iterator[None]:
-        """Inside, this thread computes; `text` names the text it works on, if any. Raises UsageError if another does."""
+        """Inside, this thread computes, on `text` if given. Raises UsageError if another thread does."""
         me = threading.get_ident()
         with self._changed:
             foreign_text = self._text is not None and self._text is not text and self._writer != me

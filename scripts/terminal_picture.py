@@ -1,6 +1,6 @@
 """Make docs/chat.svg: a real conversation with the bundled model, as it stands in a terminal. Needs tmux.
 
-    .venv/bin/python scripts/terminal_picture.py
+.venv/bin/python scripts/terminal_picture.py
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
             screen = settled()
     finally:
         subprocess.run(["tmux", "kill-session", "-t", SESSION], check=False, capture_output=True)
-    console = Console(record=True, width=COLUMNS, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = Console(record=True, width=COLUMNS, force_terminal=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(Text.from_ansi(screen.rstrip()))
     (ROOT / "docs").mkdir(exist_ok=True)
     console.save_svg(str(ROOT / "docs" / "chat.svg"), title="pyengine chat --ram-budget 50%")

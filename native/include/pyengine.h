@@ -50,41 +50,41 @@ typedef struct pye_engine pye_engine;
 
 /* What a call answers: PYE_OK or the kind of failure; pye_last_error() has the sentence. */
 enum {
-    PYE_OK = 0,
-    PYE_E_ARGUMENT = -1,    /* the caller's mistake */
-    PYE_E_FILE = -2,        /* a file cannot be opened or read */
-    PYE_E_FORMAT = -3,      /* not GGUF, truncated, or its numbers contradict each other */
+    PYE_OK            = 0,
+    PYE_E_ARGUMENT    = -1, /* the caller's mistake */
+    PYE_E_FILE        = -2, /* a file cannot be opened or read */
+    PYE_E_FORMAT      = -3, /* not GGUF, truncated, or its numbers contradict each other */
     PYE_E_UNSUPPORTED = -4, /* valid, but this engine does not manage it: use stock llama.cpp */
-    PYE_E_BUDGET = -5,      /* the budget is below pye_info.least_budget */
-    PYE_E_MEMORY = -6,      /* the system refused memory */
-    PYE_E_STATE = -7        /* called at the wrong moment */
+    PYE_E_BUDGET      = -5, /* the budget is below pye_info.least_budget */
+    PYE_E_MEMORY      = -6, /* the system refused memory */
+    PYE_E_STATE       = -7  /* called at the wrong moment */
 };
 
 /* What pye_open() learned from the file. All sizes in bytes. */
 typedef struct {
-    char     architecture[64]; /* GGUF key general.architecture */
-    char     kernels[64];      /* CPU layouts in use, e.g. "q4_0 repacked" */
-    int32_t  n_layer;          /* layers that have experts */
-    int32_t  n_expert;         /* most experts in one layer, GGUF key <arch>.expert_count */
-    int32_t  n_expert_used;    /* experts per token, GGUF key <arch>.expert_used_count */
-    int32_t  n_class;          /* shape classes */
-    int32_t  n_file;           /* files of a split model, 1 otherwise */
-    int32_t  direct_io;        /* 1 if every file is read past the page cache */
-    uint64_t n_experts_total;  /* experts in all layers together */
-    uint64_t file_bytes;       /* size of all files */
-    uint64_t expert_bytes;     /* of those, expert tensors */
-    uint64_t slot_bytes;       /* slots for every expert: the budget that keeps all resident */
-    uint64_t least_budget;     /* the smallest budget that works */
-    uint64_t expert_used_bytes;/* expert bytes one token reads, all layers */
+    char     architecture[64];  /* GGUF key general.architecture */
+    char     kernels[64];       /* CPU layouts in use, e.g. "q4_0 repacked" */
+    int32_t  n_layer;           /* layers that have experts */
+    int32_t  n_expert;          /* most experts in one layer, GGUF key <arch>.expert_count */
+    int32_t  n_expert_used;     /* experts per token, GGUF key <arch>.expert_used_count */
+    int32_t  n_class;           /* shape classes */
+    int32_t  n_file;            /* files of a split model, 1 otherwise */
+    int32_t  direct_io;         /* 1 if every file is read past the page cache */
+    uint64_t n_experts_total;   /* experts in all layers together */
+    uint64_t file_bytes;        /* size of all files */
+    uint64_t expert_bytes;      /* of those, expert tensors */
+    uint64_t slot_bytes;        /* slots for every expert: the budget that keeps all resident */
+    uint64_t least_budget;      /* the smallest budget that works */
+    uint64_t expert_used_bytes; /* expert bytes one token reads, all layers */
 } pye_info;
 
 /* Counters since pye_start(). An access is one distinct expert of one layer in one step. */
 typedef struct {
-    uint64_t hits;           /* accesses whose expert was resident */
-    uint64_t misses;         /* accesses that waited for a demand load */
+    uint64_t hits;   /* accesses whose expert was resident */
+    uint64_t misses; /* accesses that waited for a demand load */
     uint64_t evictions;
-    uint64_t bytes_read;     /* bytes asked of the disk, alignment included */
-    uint64_t reads;          /* read operations */
+    uint64_t bytes_read; /* bytes asked of the disk, alignment included */
+    uint64_t reads;      /* read operations */
     uint64_t read_errors;
     uint64_t steps_layers;   /* expert FFNs computed */
     uint64_t passes;         /* kernel passes; equals steps_layers while nothing is missing */
@@ -99,11 +99,7 @@ typedef struct {
 } pye_stats;
 
 /* What happened to one expert, in order. */
-enum {
-    PYE_EVENT_HIT = 0,
-    PYE_EVENT_MISS = 1,
-    PYE_EVENT_EVICT = 2
-};
+enum { PYE_EVENT_HIT = 0, PYE_EVENT_MISS = 1, PYE_EVENT_EVICT = 2 };
 typedef struct {
     uint32_t step;   /* counts expert FFNs, as pye_stats.steps_layers */
     uint16_t layer;  /* index among layers that have experts */

@@ -21,20 +21,22 @@ constexpr const char * kName = "pyengine";
 ExpertFfn * self(ggml_backend_t b) { return static_cast<ExpertFfn *>(b->context); }
 
 const char * stream_name(ggml_backend_t) { return kName; }
-void stream_free(ggml_backend_t b) {
+void         stream_free(ggml_backend_t b) {
     delete self(b);
     delete b;
 }
 ggml_status stream_compute(ggml_backend_t b, ggml_cgraph * graph) { return self(b)->compute(graph); }
 
 void set_n_threads(ggml_backend_t b, int n) { self(b)->set_n_threads(n); }
-void set_abort_callback(ggml_backend_t b, ggml_abort_callback callback, void * data) { self(b)->set_abort_callback(callback, data); }
+void set_abort_callback(ggml_backend_t b, ggml_abort_callback callback, void * data) {
+    self(b)->set_abort_callback(callback, data);
+}
 
 // --- device -------------------------------------------------------------------------------------------------------
 
 const char * device_name(ggml_backend_dev_t) { return kName; }
 const char * device_description(ggml_backend_dev_t) { return "experts in limited memory, on the stock CPU kernels"; }
-void device_memory(ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = 0; }
+void         device_memory(ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = 0; }
 
 // ACCEL devices join every llama_context before the CPU, without being asked for and without taking layers.
 enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
@@ -47,7 +49,8 @@ void device_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
 }
 
 ggml_backend_t device_init(ggml_backend_dev_t dev, const char *) {
-    static ggml_guid guid = {0x6e, 0x1f, 0x2b, 0x9a, 0x70, 0x55, 0x4c, 0x0d, 0x8e, 0x43, 0xb1, 0x27, 0xd9, 0x3c, 0x5a, 0x88};
+    static ggml_guid guid  = {0x6e, 0x1f, 0x2b, 0x9a, 0x70, 0x55, 0x4c, 0x0d,
+                              0x8e, 0x43, 0xb1, 0x27, 0xd9, 0x3c, 0x5a, 0x88};
     ggml_backend_i   iface = {};
     iface.get_name         = stream_name;
     iface.free             = stream_free;
@@ -66,8 +69,8 @@ bool device_supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t buft) {
 
 // --- registry -----------------------------------------------------------------------------------------------------
 
-const char * registry_name(ggml_backend_reg_t) { return kName; }
-size_t registry_count(ggml_backend_reg_t) { return 1; }
+const char *       registry_name(ggml_backend_reg_t) { return kName; }
+size_t             registry_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t) { return expert_device(); }
 
 void * registry_proc(ggml_backend_reg_t, const char * name) {
@@ -84,17 +87,17 @@ ggml_backend_reg g_registry = {
     GGML_BACKEND_API_VERSION, {registry_name, registry_count, registry_device, registry_proc}, nullptr};
 
 ggml_backend_device make_device() {
-    ggml_backend_device dev    = {};
-    dev.iface.get_name         = device_name;
-    dev.iface.get_description  = device_description;
-    dev.iface.get_memory       = device_memory;
-    dev.iface.get_type         = device_type;
-    dev.iface.get_props        = device_props;
-    dev.iface.init_backend     = device_init;
-    dev.iface.get_buffer_type  = device_buffer_type;
-    dev.iface.supports_op      = device_supports_op;
-    dev.iface.supports_buft    = device_supports_buft;
-    dev.reg                    = &g_registry;
+    ggml_backend_device dev   = {};
+    dev.iface.get_name        = device_name;
+    dev.iface.get_description = device_description;
+    dev.iface.get_memory      = device_memory;
+    dev.iface.get_type        = device_type;
+    dev.iface.get_props       = device_props;
+    dev.iface.init_backend    = device_init;
+    dev.iface.get_buffer_type = device_buffer_type;
+    dev.iface.supports_op     = device_supports_op;
+    dev.iface.supports_buft   = device_supports_buft;
+    dev.reg                   = &g_registry;
     return dev;
 }
 
@@ -114,4 +117,4 @@ void register_device() {
 
 // What ggml_backend_load() looks for in a library named by GGML_BACKEND_PATH.
 extern "C" PYE_API ggml_backend_reg_t ggml_backend_init(void);
-extern "C" ggml_backend_reg_t ggml_backend_init(void) { return &pye::g_registry; }
+extern "C" ggml_backend_reg_t         ggml_backend_init(void) { return &pye::g_registry; }

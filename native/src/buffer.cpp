@@ -33,7 +33,8 @@ ggml_status init_tensor(ggml_backend_buffer_t b, ggml_tensor * t) {
     const ExpertMatrix * m      = buffer->engine->index().find(t->name);
     if (m == nullptr || m->type != t->type || m->ne0 != t->ne[0] || m->ne1 != t->ne[1] ||
         buffer->engine->index().layers[m->layer].n_expert != t->ne[2]) {
-        buffer->engine->fail(PYE_E_UNSUPPORTED, std::string("tensor ") + t->name + " is not an expert weight of this model");
+        buffer->engine->fail(PYE_E_UNSUPPORTED,
+                             std::string("tensor ") + t->name + " is not an expert weight of this model");
         return GGML_STATUS_FAILED;
     }
     buffer->bindings.push_back({buffer->engine.get(), m->layer, m->place});
@@ -98,7 +99,8 @@ ggml_backend_buffer_type expert_buffer_type(Engine * engine) {
 bool is_expert_buffer_type(ggml_backend_buffer_type_t buft) { return buft->iface.get_name == get_name; }
 
 const Binding * binding_of(const ggml_tensor * t) {
-    return t->buffer != nullptr && is_expert_buffer_type(t->buffer->buft) ? static_cast<const Binding *>(t->extra) : nullptr;
+    return t->buffer != nullptr && is_expert_buffer_type(t->buffer->buft) ? static_cast<const Binding *>(t->extra)
+                                                                          : nullptr;
 }
 
 } // namespace pye

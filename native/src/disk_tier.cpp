@@ -157,11 +157,13 @@ void DiskTier::one(const Task & task, uint8_t * buffer) {
     } else {
         counters_.errors.fetch_add(1, std::memory_order_relaxed);
     }
-    counters_.busy_ns.fetch_add(static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                    std::chrono::steady_clock::now() - start).count()), std::memory_order_relaxed);
+    counters_.busy_ns.fetch_add(
+        static_cast<uint64_t>(
+            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count()),
+        std::memory_order_relaxed);
 
     std::lock_guard<std::mutex> lock(mutex_);
-    Load * load = task.load;
+    Load *                      load = task.load;
     if (!why.empty() && load->why.empty()) {
         load->why = why;
     }
@@ -196,8 +198,8 @@ void DiskTier::read(const Segment & segment, uint64_t from, uint64_t size, void 
         throw Error(PYE_E_MEMORY, "out of memory for a read buffer");
     }
     std::unique_ptr<uint8_t, Free> buffer(static_cast<uint8_t *>(p));
-    const int64_t  got  = platform::read_at(file, buffer.get(), cover.size, cover.offset);
-    const uint64_t skip = want.offset - cover.offset;
+    const int64_t                  got  = platform::read_at(file, buffer.get(), cover.size, cover.offset);
+    const uint64_t                 skip = want.offset - cover.offset;
     if (got < 0 || static_cast<uint64_t>(got) < skip + size) {
         throw Error(PYE_E_FILE, read_failure(file, want, got));
     }

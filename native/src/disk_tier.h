@@ -47,8 +47,8 @@ class DiskTier {
     DiskTier & operator=(const DiskTier &) = delete;
 
     void   load_begin(uint64_t tag, std::vector<Segment> pieces); // at least one piece
-    Landed load_wait();                 // blocks; call only while loads are under way
-    bool   load_poll(Landed * landed);  // takes a finished load if there is one
+    Landed load_wait();                                           // blocks; call only while loads are under way
+    bool   load_poll(Landed * landed);                            // takes a finished load if there is one
 
     // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
     void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
@@ -60,19 +60,19 @@ class DiskTier {
 
   private:
     struct Load {
-        uint64_t              tag;
-        std::vector<Segment>  pieces;
-        uint32_t              left;
-        bool                  poisoned = false;
-        std::string           why;
+        uint64_t             tag;
+        std::vector<Segment> pieces;
+        uint32_t             left;
+        bool                 poisoned = false;
+        std::string          why;
     };
     struct Task {
         Load *   load;
         uint32_t piece;
     };
 
-    void run();
-    void one(const Task & task, uint8_t * buffer);
+    void        run();
+    void        one(const Task & task, uint8_t * buffer);
     std::string fetch(const Segment & segment, uint8_t * buffer, const uint8_t ** bytes);
 
     std::vector<platform::File> files_;
@@ -83,7 +83,7 @@ class DiskTier {
     std::condition_variable  work_, done_;
     std::deque<Task>         tasks_;
     std::deque<Landed>       landed_;
-    bool                     stop_ = false;
+    bool                     stop_         = false;
     uint64_t                 inject_after_ = 0, inject_n_ = 0;
     std::vector<std::thread> threads_;
     Counters                 counters_;

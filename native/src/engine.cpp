@@ -17,7 +17,8 @@ constexpr uint32_t kIoThreads = 4; // deep enough for an NVMe queue, few enough 
 } // namespace
 
 Engine::Engine(const std::string & path)
-    : index_(read_expert_index(path)), buft_(expert_buffer_type(this)), events_(kEvents), owner_(platform::process_id()) {
+    : index_(read_expert_index(path)), buft_(expert_buffer_type(this)), events_(kEvents),
+      owner_(platform::process_id()) {
     for (const std::string & p : index_.paths) {
         files_.push_back(platform::open_file(p));
         direct_ = direct_ && files_.back().direct;
@@ -55,7 +56,7 @@ void Engine::close() {
     if (owner_ != platform::process_id()) {
         // A forked child has no I/O threads to join, and the lock may have been held at the fork.
         // The slots' memory is not here either: giving it back would hit whatever the child has put in its place.
-        (void) disk_.release();
+        (void)disk_.release();
         for (Class & c : classes_) {
             (void)c.arena.release();
         }
@@ -80,8 +81,9 @@ uint64_t Engine::least_budget() const {
 std::vector<uint32_t> Engine::slots_for(uint64_t budget) const {
     const uint64_t total = index_.slot_bytes();
     if (budget < least_budget()) {
-        throw Error(PYE_E_BUDGET, "an expert budget of " + std::to_string(budget) + " bytes is too small for this model: at least " +
-                                      std::to_string(least_budget()) + " bytes are needed");
+        throw Error(PYE_E_BUDGET, "an expert budget of " + std::to_string(budget) +
+                                      " bytes is too small for this model: at least " + std::to_string(least_budget()) +
+                                      " bytes are needed");
     }
     const double          share = std::min(1.0, static_cast<double>(budget) / static_cast<double>(total));
     std::vector<uint32_t> n;
@@ -151,9 +153,9 @@ size_t Engine::events(pye_event * out, size_t capacity) {
 }
 
 pye_info Engine::info() const {
-    const auto                  lock = locked();
-    pye_info                    i    = {};
-    std::set<std::string>       layouts;
+    const auto            lock = locked();
+    pye_info              i    = {};
+    std::set<std::string> layouts;
     for (size_t c = 0; c < classes_.size(); ++c) {
         for (uint32_t p = 0; p < index_.layers[index_.classes[c].layers[0]].matrices.size(); ++p) {
             layouts.insert(classes_[c].arena->layout(p));
@@ -214,9 +216,9 @@ void Engine::fail(int32_t code, const std::string & why) {
 
 int32_t Engine::take_failure(std::string * why) {
     std::lock_guard<std::mutex> lock(failure_mutex_);
-    const int32_t code = failure_code_;
-    *why               = failure_;
-    failure_code_      = PYE_OK;
+    const int32_t               code = failure_code_;
+    *why                             = failure_;
+    failure_code_                    = PYE_OK;
     failure_.clear();
     return code;
 }

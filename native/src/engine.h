@@ -24,15 +24,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
     explicit Engine(const std::string & path);
     ~Engine();
 
-    void start(uint64_t budget);
-    void close(); // stops I/O; computing afterwards fails
-    void set_ram_budget(uint64_t budget);
-    void set_priorities(const float * values, size_t n);
-    void inject_read_errors(uint64_t after, uint64_t n);
+    void   start(uint64_t budget);
+    void   close(); // stops I/O; computing afterwards fails
+    void   set_ram_budget(uint64_t budget);
+    void   set_priorities(const float * values, size_t n);
+    void   inject_read_errors(uint64_t after, uint64_t n);
     size_t events(pye_event * out, size_t capacity);
 
-    pye_info    info() const;
-    pye_stats   stats() const;
+    pye_info            info() const;
+    pye_stats           stats() const;
     const ExpertIndex & index() const { return index_; }
 
     // Remember why computing failed; the first reason since the last take stays.
@@ -53,28 +53,28 @@ class Engine : public std::enable_shared_from_this<Engine> {
         std::unique_ptr<SlotStore> store;
     };
 
-    std::vector<uint32_t> slots_for(uint64_t budget) const; // by class; throws Error(PYE_E_BUDGET)
-    void apply_budget(uint64_t budget);
-    uint64_t least_budget() const;
+    std::vector<uint32_t>        slots_for(uint64_t budget) const; // by class; throws Error(PYE_E_BUDGET)
+    void                         apply_budget(uint64_t budget);
+    uint64_t                     least_budget() const;
     std::unique_lock<std::mutex> locked() const;       // throws Error in a forked child
     void                         check_usable() const; // under the lock; throws Error if not started or closed
 
-    ExpertIndex                index_;
+    ExpertIndex                 index_;
     std::vector<platform::File> files_; // until start() gives them to the disk tier
-    bool                       direct_ = true;
-    ggml_backend_buffer_type   buft_   = {};
+    bool                        direct_ = true;
+    ggml_backend_buffer_type    buft_   = {};
 
-    mutable std::mutex         mutex_; // everything below; held for the whole of an expert FFN
-    std::vector<Class>         classes_;
-    std::unique_ptr<DiskTier>  disk_;
-    EventRing                  events_;
-    pye_stats                  stats_ = {};
-    bool                       closed_ = false;
-    int64_t                    owner_  = 0; // process that opened us
+    mutable std::mutex        mutex_; // everything below; held for the whole of an expert FFN
+    std::vector<Class>        classes_;
+    std::unique_ptr<DiskTier> disk_;
+    EventRing                 events_;
+    pye_stats                 stats_  = {};
+    bool                      closed_ = false;
+    int64_t                   owner_  = 0; // process that opened us
 
-    std::mutex                 failure_mutex_;
-    int32_t                    failure_code_ = PYE_OK;
-    std::string                failure_;
+    std::mutex  failure_mutex_;
+    int32_t     failure_code_ = PYE_OK;
+    std::string failure_;
 };
 
 } // namespace pye

@@ -1,7 +1,7 @@
 #include "expert_ffn.h"
 
-#include "ffn_graph.h"
 #include "error.h"
+#include "ffn_graph.h"
 
 #include <algorithm>
 #include <chrono>
@@ -36,7 +36,7 @@ class Pieces {
         at_ = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(buffer.data()) + kAlign - 1) / kAlign * kAlign);
     }
     static size_t rounded(size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
-    char * take(size_t n) {
+    char *        take(size_t n) {
         char * p = at_;
         at_ += rounded(n);
         return p;
@@ -102,7 +102,7 @@ ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
         if (chains_.empty()) {
             return ggml_backend_graph_compute(cpu_, graph);
         }
-        engine = chains_[0].binding->engine;
+        engine          = chains_[0].binding->engine;
         const auto lock = engine->locked();
         engine->check_usable();
         engine_ = engine;
@@ -130,8 +130,8 @@ void ExpertFfn::read_ids(const ggml_tensor * ids) {
     ids_.resize(static_cast<size_t>(ids->ne[0] * ids->ne[1]));
     for (int64_t t = 0; t < ids->ne[1]; ++t) {
         for (int64_t r = 0; r < ids->ne[0]; ++r) {
-            ids_[t * ids->ne[0] + r] = *reinterpret_cast<const int32_t *>(
-                static_cast<const char *>(ids->data) + t * ids->nb[1] + r * ids->nb[0]);
+            ids_[t * ids->ne[0] + r] = *reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) +
+                                                                          t * ids->nb[1] + r * ids->nb[0]);
         }
     }
 }
@@ -143,7 +143,8 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
     pairs_.assign(n_expert, 0);
     for (int32_t id : ids_) {
         if (id < 0 || static_cast<uint32_t>(id) >= n_expert) {
-            throw Error(PYE_E_FORMAT, "the router selected expert " + std::to_string(id) + " of " + std::to_string(n_expert));
+            throw Error(PYE_E_FORMAT,
+                        "the router selected expert " + std::to_string(id) + " of " + std::to_string(n_expert));
         }
         ++pairs_[id];
     }
@@ -233,9 +234,9 @@ void ExpertFfn::run_passes(ggml_cgraph * graph, const FfnChain & chain, int end,
     Pieces                    pieces(inputs_, need);
     std::vector<const char *> inputs;
     for (int i = 0; i < chain.n_input; ++i) {
-        const ggml_tensor * x = chain.inputs[i];
-        const size_t row  = x->ne[0] * sizeof(float);
-        char *       copy = pieces.take(ggml_nelements(x) * sizeof(float));
+        const ggml_tensor * x    = chain.inputs[i];
+        const size_t        row  = x->ne[0] * sizeof(float);
+        char *              copy = pieces.take(ggml_nelements(x) * sizeof(float));
         inputs.push_back(copy);
         for (int64_t t = 0; t < x->ne[2]; ++t) {
             for (int64_t r = 0; r < x->ne[1]; ++r, copy += row) {
@@ -257,7 +258,8 @@ void ExpertFfn::run_passes(ggml_cgraph * graph, const FfnChain & chain, int end,
             for (; i < experts.size(); ++i) {
                 const size_t more = n_pair + pairs_[experts[i]];
                 const size_t span = step.slot_of(experts[i]) - step.slot_of(some.empty() ? experts[i] : some[0]) + 1;
-                if (!some.empty() && (more * per_pair > kMostActivations || span * more * sizeof(int64_t) > kMostKernelWork)) {
+                if (!some.empty() &&
+                    (more * per_pair > kMostActivations || span * more * sizeof(int64_t) > kMostKernelWork)) {
                     break;
                 }
                 some.push_back(experts[i]);
@@ -331,7 +333,7 @@ void ExpertFfn::run_pass(ggml_cgraph * graph, const FfnChain & chain, const Laye
     ggml_tensor * expert_ids = with_data(ggml_new_tensor_2d(ctx, GGML_TYPE_I32, n1, n2), expert);
 
     std::vector<std::pair<const ggml_tensor *, ggml_tensor *>> compact; // the graph's tensor -> the pass's
-    const auto here = [&compact](const ggml_tensor * t) {
+    const auto                                                 here = [&compact](const ggml_tensor * t) {
         for (const auto & [theirs, ours] : compact) {
             if (theirs == t) {
                 return ours;
@@ -344,7 +346,8 @@ void ExpertFfn::run_pass(ggml_cgraph * graph, const FfnChain & chain, const Laye
         ggml_tensor *       rows = with_data(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, x->ne[0], x->ne[1] * x->ne[2]),
                                              const_cast<char *>(inputs[i]));
         if (one && x->ne[1] == 1) {
-            compact.emplace_back(x, ggml_reshape_3d(ctx, rows, x->ne[0], 1, 1)); // the kernels broadcast it over the ranks
+            compact.emplace_back(x,
+                                 ggml_reshape_3d(ctx, rows, x->ne[0], 1, 1)); // the kernels broadcast it over the ranks
             continue;
         }
         ggml_tensor * which = with_data(ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_pair), x->ne[1] == 1 ? token : flat32);
@@ -355,7 +358,7 @@ void ExpertFfn::run_pass(ggml_cgraph * graph, const FfnChain & chain, const Laye
     }
 
     const SlotArena & arena = *engine_->classes_[chain.layer().shape_class].arena;
-    int first = chain.begin;
+    int               first = chain.begin;
     if (chain.gate != nullptr && arena.pairs_with_next(binding_of(chain.gate->src[0])->place)) {
         ggml_tensor * w    = arena.view_pair(ctx, binding_of(chain.gate->src[0])->place, lowest, n_slot);
         ggml_tensor * both = ggml_mul_mat_id(ctx, w, here(chain.gate->src[1]), slot_ids);
@@ -374,11 +377,13 @@ void ExpertFfn::run_pass(ggml_cgraph * graph, const FfnChain & chain, const Laye
         if (t->op == GGML_OP_VIEW) {
             ggml_tensor * of     = here(t->src[0]);
             const auto    offset = static_cast<const char *>(t->data) - static_cast<const char *>(t->src[0]->data);
-            compact.emplace_back(t, ggml_view_3d(ctx, of, t->ne[0], n1, n2, of->nb[1], of->nb[2], static_cast<size_t>(offset)));
+            compact.emplace_back(
+                t, ggml_view_3d(ctx, of, t->ne[0], n1, n2, of->nb[1], of->nb[2], static_cast<size_t>(offset)));
             continue;
         }
         if (is_expert_matmul(t)) {
-            r = ggml_mul_mat_id(ctx, arena.view(ctx, binding_of(t->src[0])->place, lowest, n_slot), here(t->src[1]), slot_ids);
+            r = ggml_mul_mat_id(ctx, arena.view(ctx, binding_of(t->src[0])->place, lowest, n_slot), here(t->src[1]),
+                                slot_ids);
         } else if (t->op == GGML_OP_ADD_ID) {
             r = ggml_add_id(ctx, here(t->src[0]), t->src[1], expert_ids); // biases keep the model's expert ids
         } else {
@@ -395,8 +400,9 @@ void ExpertFfn::run_pass(ggml_cgraph * graph, const FfnChain & chain, const Laye
     }
 
     const ggml_tensor * last = ggml_graph_node(graph, chain.end - 1);
-    ggml_tensor *       out  = with_data(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, last->ne[0], n_used * chain.n_tokens()), last->data);
-    ggml_tensor *       to   = with_data(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_pair), flat);
+    ggml_tensor *       out =
+        with_data(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, last->ne[0], n_used * chain.n_tokens()), last->data);
+    ggml_tensor * to = with_data(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_pair), flat);
     add(ggml_set_rows(ctx, out, ggml_reshape_2d(ctx, here(last), last->ne[0], n_pair), to));
     run(g);
     ++engine_->stats_.passes;
@@ -406,9 +412,9 @@ void ExpertFfn::run_nodes(ggml_cgraph * graph, int begin, int end) {
     if (begin >= end) {
         return;
     }
-    const size_t            n = static_cast<size_t>(end - begin);
-    const ContextPtr        ctx(ggml_init({ggml_graph_overhead_custom(n, false) + 64, nullptr, /*no_alloc=*/true}));
-    ggml_cgraph *           g = ggml_new_graph_custom(ctx.get(), n, false);
+    const size_t     n = static_cast<size_t>(end - begin);
+    const ContextPtr ctx(ggml_init({ggml_graph_overhead_custom(n, false) + 64, nullptr, /*no_alloc=*/true}));
+    ggml_cgraph *    g = ggml_new_graph_custom(ctx.get(), n, false);
     for (int i = begin; i < end; ++i) {
         ggml_graph_add_node(g, ggml_graph_node(graph, i));
     }

@@ -27,14 +27,14 @@ class ExpertFfn {
   private:
     struct Aborted {};
 
-    void run_chain(ggml_cgraph * graph, const FfnChain & chain, int end);
-    bool run_resident(ggml_cgraph * graph, const FfnChain & chain, int end, const LayerStep & step);
-    void run_passes(ggml_cgraph * graph, const FfnChain & chain, int end, LayerStep & step);
-    void run_pass(ggml_cgraph * graph, const FfnChain & chain, const LayerStep & step,
-                  const std::vector<uint32_t> & experts, const std::vector<const char *> & inputs);
-    void run_nodes(ggml_cgraph * graph, int begin, int end);
-    void run(ggml_cgraph * graph);
-    void read_ids(const ggml_tensor * ids);
+    void           run_chain(ggml_cgraph * graph, const FfnChain & chain, int end);
+    bool           run_resident(ggml_cgraph * graph, const FfnChain & chain, int end, const LayerStep & step);
+    void           run_passes(ggml_cgraph * graph, const FfnChain & chain, int end, LayerStep & step);
+    void           run_pass(ggml_cgraph * graph, const FfnChain & chain, const LayerStep & step,
+                            const std::vector<uint32_t> & experts, const std::vector<const char *> & inputs);
+    void           run_nodes(ggml_cgraph * graph, int begin, int end);
+    void           run(ggml_cgraph * graph);
+    void           read_ids(const ggml_tensor * ids);
     ggml_context * fresh_context();
 
     ggml_backend_t      cpu_;
@@ -43,14 +43,14 @@ class ExpertFfn {
     Engine *            engine_     = nullptr; // of the graph being computed; its lock is held
 
     // Reused from call to call, so that a step allocates nothing.
-    std::vector<char>     arena_;   // ggml structs
-    std::vector<char>     scratch_; // activations of a pass
-    std::vector<char>     inputs_;  // copies of the FFN's inputs
-    std::vector<int32_t>  ids_;     // [n_tokens][n_used], expert ids
-    std::vector<int32_t>  slots_;   // same shape, slot ids
-    std::vector<uint32_t> pairs_;   // by expert
-    std::vector<Wanted>   wanted_;
-    std::vector<FfnChain> chains_;
+    std::vector<char>                                  arena_;   // ggml structs
+    std::vector<char>                                  scratch_; // activations of a pass
+    std::vector<char>                                  inputs_;  // copies of the FFN's inputs
+    std::vector<int32_t>                               ids_;     // [n_tokens][n_used], expert ids
+    std::vector<int32_t>                               slots_;   // same shape, slot ids
+    std::vector<uint32_t>                              pairs_;   // by expert
+    std::vector<Wanted>                                wanted_;
+    std::vector<FfnChain>                              chains_;
     std::vector<std::pair<ggml_tensor *, ggml_tensor>> saved_; // nodes as they were before run_resident
 };
 

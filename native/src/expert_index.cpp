@@ -21,7 +21,7 @@ namespace {
 constexpr uint32_t kMostExperts = 1024;
 constexpr uint32_t kMostBlocks  = 512;
 constexpr uint32_t kMostFiles   = 9999;
-constexpr uint64_t kAlign       = 64;       // of a matrix in a slot; the kernels want 32 or 64
+constexpr uint64_t kAlign       = 64; // of a matrix in a slot; the kernels want 32 or 64
 
 // In the order in which they lie in a slot.
 constexpr std::array<const char *, 4> kRoles = {"gate_up", "gate", "up", "down"};
@@ -32,7 +32,7 @@ struct GgufFree {
 using GgufPtr = std::unique_ptr<gguf_context, GgufFree>;
 
 uint64_t size_of_file(const std::string & path) {
-    struct stat st {};
+    struct stat st{};
     if (stat(path.c_str(), &st) != 0) {
         throw Error(PYE_E_FILE, "cannot open " + path + ": " + platform::error_text(errno));
     }
@@ -71,13 +71,15 @@ uint32_t get_u32(const gguf_context * g, const std::string & path, const std::st
     switch (gguf_get_kv_type(g, id)) {
         case GGUF_TYPE_UINT32: return gguf_get_val_u32(g, id);
         case GGUF_TYPE_UINT16: return gguf_get_val_u16(g, id);
-        case GGUF_TYPE_INT32: return gguf_get_val_i32(g, id) < 0 ? UINT32_MAX : static_cast<uint32_t>(gguf_get_val_i32(g, id));
+        case GGUF_TYPE_INT32:
+            return gguf_get_val_i32(g, id) < 0 ? UINT32_MAX : static_cast<uint32_t>(gguf_get_val_i32(g, id));
         default: refuse_type(path, key);
     }
 }
 
 // Some architectures give the count per layer: the largest is what matters here.
-uint32_t get_u32_or_largest(const gguf_context * g, const std::string & path, const std::string & key, uint32_t otherwise) {
+uint32_t get_u32_or_largest(const gguf_context * g, const std::string & path, const std::string & key,
+                            uint32_t otherwise) {
     const int64_t id = gguf_find_key(g, key.c_str());
     if (id < 0 || gguf_get_kv_type(g, id) != GGUF_TYPE_ARRAY) {
         return get_u32(g, path, key, otherwise);
@@ -214,7 +216,8 @@ class Builder {
         }
         const uint32_t n_group_used = count(".expert_group_used_count", 0);
         if (n_group > 1 && (n_group_used == 0 || n_group_used >= n_group)) {
-            refuse("expert_group_used_count", n_group_used, "does not fit expert_group_count " + std::to_string(n_group));
+            refuse("expert_group_used_count", n_group_used,
+                   "does not fit expert_group_count " + std::to_string(n_group));
         }
         const uint32_t n_block = count(".block_count", 1);
         if (n_block == 0 || n_block > kMostBlocks) {
@@ -235,7 +238,8 @@ class Builder {
         for (const char * key : {".attention.layer_norm_rms_epsilon", ".attention.layer_norm_epsilon"}) {
             const int64_t id = gguf_find_key(g, (index_.architecture + key).c_str());
             if (id >= 0 && gguf_get_kv_type(g, id) == GGUF_TYPE_FLOAT32 && !(gguf_get_val_f32(g, id) >= 0.0f)) {
-                throw Error(PYE_E_FORMAT, path + ": GGUF key " + index_.architecture + key + " is negative or no number");
+                throw Error(PYE_E_FORMAT,
+                            path + ": GGUF key " + index_.architecture + key + " is negative or no number");
             }
         }
     }
@@ -266,7 +270,8 @@ class Builder {
         }
         const ggml_type type = gguf_get_tensor_type(g, i);
         if (!type_fits(name, type)) {
-            throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " cannot be of type " + ggml_type_name(type));
+            throw Error(PYE_E_FORMAT,
+                        index_.paths[file] + ": tensor " + name + " cannot be of type " + ggml_type_name(type));
         }
         uint32_t block = 0, role = 0;
         if (!parse_name(name, &block, &role)) {
@@ -276,15 +281,15 @@ class Builder {
             throw Error(PYE_E_FORMAT, index_.paths[file] + ": tensor " + name + " has an impossible shape");
         }
         Found f;
-        f.block         = block;
-        f.role          = role;
-        f.n_expert      = static_cast<uint32_t>(ne[2]);
-        f.matrix.name   = name;
-        f.matrix.type   = type;
-        f.matrix.ne0    = ne[0];
-        f.matrix.ne1    = ne[1];
-        f.matrix.data   = {file, offset, bytes};
-        f.matrix.bytes  = bytes / f.n_expert;
+        f.block        = block;
+        f.role         = role;
+        f.n_expert     = static_cast<uint32_t>(ne[2]);
+        f.matrix.name  = name;
+        f.matrix.type  = type;
+        f.matrix.ne0   = ne[0];
+        f.matrix.ne1   = ne[1];
+        f.matrix.data  = {file, offset, bytes};
+        f.matrix.bytes = bytes / f.n_expert;
         index_.expert_bytes += bytes;
         found_.push_back(std::move(f));
     }
@@ -309,12 +314,14 @@ class Builder {
             ExpertLayer & layer = index_.layers.back();
             if (layer.n_expert != f.n_expert || f.n_expert < index_.n_expert_used || f.n_expert > index_.n_expert) {
                 throw Error(PYE_E_FORMAT, index_.paths[f.matrix.data.file] + ": tensor " + f.matrix.name + " has " +
-                                              std::to_string(f.n_expert) + " experts, which does not fit the rest of the model");
+                                              std::to_string(f.n_expert) +
+                                              " experts, which does not fit the rest of the model");
             }
             f.matrix.layer = static_cast<uint32_t>(index_.layers.size() - 1);
             f.matrix.place = static_cast<uint32_t>(layer.matrices.size());
             if (!index_.by_name.emplace(f.matrix.name, std::make_pair(f.matrix.layer, f.matrix.place)).second) {
-                throw Error(PYE_E_FORMAT, index_.paths[f.matrix.data.file] + ": tensor " + f.matrix.name + " appears twice");
+                throw Error(PYE_E_FORMAT,
+                            index_.paths[f.matrix.data.file] + ": tensor " + f.matrix.name + " appears twice");
             }
             layer.matrices.push_back(std::move(f.matrix));
         }
@@ -374,8 +381,6 @@ const ExpertMatrix * ExpertIndex::find(const std::string & tensor) const {
     return it == by_name.end() ? nullptr : &layers[it->second.first].matrices[it->second.second];
 }
 
-ExpertIndex read_expert_index(const std::string & path) {
-    return Builder(path).build();
-}
+ExpertIndex read_expert_index(const std::string & path) { return Builder(path).build(); }
 
 } // namespace pye

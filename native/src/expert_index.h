@@ -16,14 +16,14 @@ namespace pye {
 // One of an expert layer's stacked weights, e.g. blk.3.ffn_up_exps.weight: [ne0, ne1, n_expert].
 struct ExpertMatrix {
     std::string name;
-    ggml_type   type     = GGML_TYPE_COUNT;
-    int64_t     ne0      = 0; // input width, elements
-    int64_t     ne1      = 0; // output width, rows
-    uint32_t    layer    = 0; // index into ExpertIndex::layers
-    uint32_t    place    = 0; // index into ExpertLayer::matrices, and piece of a load
-    uint64_t    bytes    = 0; // of one expert
-    uint64_t    in_slot  = 0; // byte offset in a slot
-    Segment     data;         // all experts
+    ggml_type   type    = GGML_TYPE_COUNT;
+    int64_t     ne0     = 0; // input width, elements
+    int64_t     ne1     = 0; // output width, rows
+    uint32_t    layer   = 0; // index into ExpertIndex::layers
+    uint32_t    place   = 0; // index into ExpertLayer::matrices, and piece of a load
+    uint64_t    bytes   = 0; // of one expert
+    uint64_t    in_slot = 0; // byte offset in a slot
+    Segment     data;        // all experts
 
     Segment of_expert(uint32_t expert) const { return {data.file, data.offset + expert * bytes, bytes}; }
 };
@@ -44,18 +44,18 @@ struct ShapeClass {
 };
 
 struct ExpertIndex {
-    std::string                             architecture;
-    uint32_t                                n_expert      = 0; // GGUF key <arch>.expert_count
-    uint32_t                                n_expert_used = 0; // GGUF key <arch>.expert_used_count
-    uint64_t                                file_bytes    = 0;
-    uint64_t                                expert_bytes  = 0;
-    std::vector<std::string>                paths;
-    std::vector<ExpertLayer>                layers;
-    std::vector<ShapeClass>                 classes;
+    std::string              architecture;
+    uint32_t                 n_expert      = 0; // GGUF key <arch>.expert_count
+    uint32_t                 n_expert_used = 0; // GGUF key <arch>.expert_used_count
+    uint64_t                 file_bytes    = 0;
+    uint64_t                 expert_bytes  = 0;
+    std::vector<std::string> paths;
+    std::vector<ExpertLayer> layers;
+    std::vector<ShapeClass>  classes;
     std::unordered_map<std::string, std::pair<uint32_t, uint32_t>> by_name; // -> layer, place
 
-    uint64_t slot_bytes() const;   // slots for every expert
-    uint64_t largest_piece() const;
+    uint64_t             slot_bytes() const; // slots for every expert
+    uint64_t             largest_piece() const;
     const ExpertMatrix * find(const std::string & tensor) const;
 };
 

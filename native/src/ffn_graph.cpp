@@ -140,9 +140,7 @@ void find_gate_and_up(ggml_cgraph * graph, FfnChain & chain) {
 
 } // namespace
 
-bool is_expert_matmul(const ggml_tensor * t) {
-    return t->op == GGML_OP_MUL_MAT_ID && binding_of(t->src[0]) != nullptr;
-}
+bool is_expert_matmul(const ggml_tensor * t) { return t->op == GGML_OP_MUL_MAT_ID && binding_of(t->src[0]) != nullptr; }
 
 bool belongs_to_expert_ffn(const ggml_tensor * t) {
     return (t->op == GGML_OP_NONE && binding_of(t) != nullptr) || is_rows(t) || is_rank(t) || is_sum(t);
@@ -158,9 +156,9 @@ void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains) {
             continue;
         }
         FfnChain chain;
-        chain.begin   = i;
-        chain.binding = binding_of(first->src[0]);
-        chain.ids     = first->src[2];
+        chain.begin     = i;
+        chain.binding   = binding_of(first->src[0]);
+        chain.ids       = first->src[2];
         const auto grow = [&](int stop) {
             ChainWalk walk(graph, chain);
             for (int j = i; j < stop && walk.accept(ggml_graph_node(graph, j)); ++j) {

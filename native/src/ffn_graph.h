@@ -21,18 +21,18 @@ bool is_expert_matmul(const ggml_tensor * node);
 struct FfnChain {
     static constexpr int kMostInputs = 4;
 
-    int                 begin   = 0;
-    int                 end     = 0;
-    const Binding *     binding = nullptr;
-    const ggml_tensor * ids     = nullptr; // [n_used, n_tokens], int32
-    const ggml_tensor * inputs[kMostInputs] = {}; // activations from outside, [n, 1 or n_used, n_tokens]
-    int                 n_input = 0;
-    ggml_tensor *       gate    = nullptr; // gate and up where they may be one multiplication; they are then the
-    ggml_tensor *       up      = nullptr; // chain's first two nodes, in either order
+    int                 begin               = 0;
+    int                 end                 = 0;
+    const Binding *     binding             = nullptr;
+    const ggml_tensor * ids                 = nullptr; // [n_used, n_tokens], int32
+    const ggml_tensor * inputs[kMostInputs] = {};      // activations from outside, [n, 1 or n_used, n_tokens]
+    int                 n_input             = 0;
+    ggml_tensor *       gate = nullptr; // gate and up where they may be one multiplication; they are then the
+    ggml_tensor *       up   = nullptr; // chain's first two nodes, in either order
 
     const ExpertLayer & layer() const { return binding->engine->index().layers[binding->layer]; }
-    int64_t n_used() const { return ids->ne[0]; }
-    int64_t n_tokens() const { return ids->ne[1]; }
+    int64_t             n_used() const { return ids->ne[0]; }
+    int64_t             n_tokens() const { return ids->ne[1]; }
 };
 
 // The end of an FFN: every row times its routing weight, summed over ranks. Nodes [begin, end) of the graph.

@@ -53,12 +53,13 @@ LayerStep::~LayerStep() {
 
 void LayerStep::event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t pairs) {
     engine_.events_.push({static_cast<uint32_t>(engine_.stats_.steps_layers), static_cast<uint16_t>(layer),
-                          static_cast<uint16_t>(expert), kind, static_cast<uint16_t>(std::min<uint32_t>(pairs, UINT16_MAX))});
+                          static_cast<uint16_t>(expert), kind,
+                          static_cast<uint16_t>(std::min<uint32_t>(pairs, UINT16_MAX))});
 }
 
 void LayerStep::begin_loads() {
     while (!waiting_.empty()) {
-        uint32_t       evicted = SlotStore::kNone;
+        uint32_t             evicted = SlotStore::kNone;
         std::vector<Segment> pieces;
         for (const ExpertMatrix & m : layer_.matrices) {
             pieces.push_back(m.of_expert(waiting_.back()));
@@ -104,8 +105,8 @@ std::vector<uint32_t> LayerStep::next() {
     while (ready_.empty() && n_loading_ > 0 && failure_.empty()) {
         const auto start = std::chrono::steady_clock::now();
         take(engine_.disk_->load_wait());
-        engine_.stats_.stall_ns += static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-            std::chrono::steady_clock::now() - start).count());
+        engine_.stats_.stall_ns += static_cast<uint64_t>(
+            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
     }
     if (!failure_.empty()) {
         throw Error(PYE_E_FILE, "expert load failed: " + failure_);

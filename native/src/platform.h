@@ -36,8 +36,8 @@ void close_file(File & file);
 int64_t read_at(const File & file, void * to, size_t size, uint64_t offset);
 
 // Signals belong to the threads of the program that loaded us.
-void block_signals_in_this_thread();
-int64_t process_id();
+void        block_signals_in_this_thread();
+int64_t     process_id();
 std::string error_text(int error);
 
 } // namespace pye::platform

@@ -28,8 +28,8 @@ void * reserve_memory(size_t size) {
     if (p == MAP_FAILED) {
         return nullptr;
     }
-    madvise(p, size, MADV_HUGEPAGE);  // a wish: refused without harm where huge pages are off
-    madvise(p, size, MADV_DONTFORK);  // a forked child must not double the residency by copy-on-write
+    madvise(p, size, MADV_HUGEPAGE); // a wish: refused without harm where huge pages are off
+    madvise(p, size, MADV_DONTFORK); // a forked child must not double the residency by copy-on-write
     madvise(p, size, MADV_DONTDUMP);
     return p;
 }
@@ -93,13 +93,13 @@ bool direct_reads_work(int fd, size_t align) {
 
 size_t direct_alignment(int fd) {
 #ifdef STATX_DIOALIGN
-    struct statx st {};
+    struct statx st{};
     if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 && (st.stx_mask & STATX_DIOALIGN) != 0 &&
         st.stx_dio_offset_align != 0) {
         return st.stx_dio_offset_align > st.stx_dio_mem_align ? st.stx_dio_offset_align : st.stx_dio_mem_align;
     }
 #else
-    (void) fd;
+    (void)fd;
 #endif
     return kPage;
 }
@@ -125,7 +125,7 @@ File open_file(const std::string & path) {
         }
         posix_fadvise(file.fd, 0, 0, POSIX_FADV_RANDOM); // an expert is read once: read-ahead only evicts
     }
-    struct stat st {};
+    struct stat st{};
     if (fstat(file.fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         close_file(file);
         throw Error(PYE_E_FILE, path + " is not a regular file");
@@ -144,7 +144,8 @@ void close_file(File & file) {
 int64_t read_at(const File & file, void * to, size_t size, uint64_t offset) {
     size_t done = 0;
     while (done < size) {
-        const ssize_t n = pread(file.fd, static_cast<char *>(to) + done, size - done, static_cast<off_t>(offset + done));
+        const ssize_t n =
+            pread(file.fd, static_cast<char *>(to) + done, size - done, static_cast<off_t>(offset + done));
         if (n < 0) {
             if (errno == EINTR) {
                 continue;
@@ -173,9 +174,7 @@ void block_signals_in_this_thread() {
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
 }
 
-int64_t process_id() {
-    return getpid();
-}
+int64_t process_id() { return getpid(); }
 
 std::string error_text(int error) {
     char text[128] = {};

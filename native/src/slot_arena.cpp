@@ -29,8 +29,8 @@ ggml_backend_buffer_type_t * extra_buffer_types(ggml_backend_dev_t cpu) {
 }
 
 // The question llama.cpp's loader asks before it puts a weight into a buffer type.
-bool cpu_multiplies_from(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0, int64_t ne1,
-                         uint32_t n_expert, uint32_t n_expert_used) {
+bool cpu_multiplies_from(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0,
+                         int64_t ne1, uint32_t n_expert, uint32_t n_expert_used) {
     constexpr int64_t kTokens = 512;
     const auto        ctx     = scratch_context(8);
     ggml_tensor *     w       = ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, n_expert);
@@ -142,7 +142,8 @@ bool SlotArena::pairs_with_next(uint32_t place) const {
         return false;
     }
     const Matrix &a = matrices_[place], &b = matrices_[place + 1];
-    return a.type == b.type && a.ne0 == b.ne0 && a.ne1 == b.ne1 && a.extra == b.extra && a.in_slot + a.bytes == b.in_slot;
+    return a.type == b.type && a.ne0 == b.ne0 && a.ne1 == b.ne1 && a.extra == b.extra &&
+           a.in_slot + a.bytes == b.in_slot;
 }
 
 ggml_tensor * SlotArena::view_pair(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const {

@@ -32,7 +32,7 @@ class SlotArena {
     ggml_tensor * view(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const;
     // Whether matrix `place + 1` follows `place` without a gap in the same layout and width, so that both together are one
     // matrix [ne0, 2 * ne1]: one multiplication then serves gate and up.
-    bool pairs_with_next(uint32_t place) const;
+    bool          pairs_with_next(uint32_t place) const;
     ggml_tensor * view_pair(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const;
 
     uint64_t stride() const { return stride_; }
@@ -44,8 +44,8 @@ class SlotArena {
         ggml_type             type;
         int64_t               ne0, ne1;
         uint64_t              bytes, in_slot;
-        ggml_backend_buffer_t buffer = nullptr; // over the whole arena; decides which kernels run
-        void *                extra  = nullptr; // the kernels' own note on the layout
+        ggml_backend_buffer_t buffer   = nullptr; // over the whole arena; decides which kernels run
+        void *                extra    = nullptr; // the kernels' own note on the layout
         bool                  repacked = false;
     };
 

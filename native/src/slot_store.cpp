@@ -98,10 +98,10 @@ uint32_t SlotStore::claim(uint32_t expert, uint32_t * evicted) {
 }
 
 void SlotStore::vacate(uint32_t slot) {
-    Slot & s          = slots_[slot];
+    Slot & s           = slots_[slot];
     slot_of_[s.expert] = kNone;
-    s.expert          = kNone;
-    s.state           = State::Empty;
+    s.expert           = kNone;
+    s.state            = State::Empty;
     --n_ready_;
 }
 
@@ -123,7 +123,8 @@ void SlotStore::failed(uint32_t slot) {
     slot_of_[s.expert] = kNone;
     s.expert           = kNone;
     s.state            = State::Empty;
-    if (std::find(empty_.begin(), empty_.end(), slot) == empty_.end()) { // it never left if it was the expert's own place
+    if (std::find(empty_.begin(), empty_.end(), slot) ==
+        empty_.end()) { // it never left if it was the expert's own place
         empty_.push_back(slot);
     }
 }

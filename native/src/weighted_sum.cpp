@@ -16,8 +16,8 @@ bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
 }
 
 bool is_rank_of(const ggml_tensor * view, const ggml_tensor * rows, int64_t rank) {
-    return view->op == GGML_OP_VIEW && view->src[0] == rows && view->ne[0] == rows->ne[0] && view->ne[1] == rows->ne[2] &&
-           view->ne[2] == 1 && view->nb[1] == rows->nb[2] &&
+    return view->op == GGML_OP_VIEW && view->src[0] == rows && view->ne[0] == rows->ne[0] &&
+           view->ne[1] == rows->ne[2] && view->ne[2] == 1 && view->nb[1] == rows->nb[2] &&
            view->data == static_cast<const char *>(rows->data) + rank * rows->nb[1];
 }
 
@@ -35,8 +35,9 @@ bool find_weighted_sum(ggml_cgraph * graph, int begin, int end, WeightedSum * su
     const ggml_tensor * rows     = weighted->src[0];
     const ggml_tensor * weights  = weighted->src[1];
     const int64_t       n_used   = rows->ne[1];
-    if (rows->type != GGML_TYPE_F32 || weights->type != GGML_TYPE_F32 || weights->ne[0] != 1 || weights->ne[1] != n_used ||
-        weights->ne[2] != rows->ne[2] || rows->ne[3] != 1 || !ggml_is_contiguous(rows) || !ggml_is_contiguous(weights)) {
+    if (rows->type != GGML_TYPE_F32 || weights->type != GGML_TYPE_F32 || weights->ne[0] != 1 ||
+        weights->ne[1] != n_used || weights->ne[2] != rows->ne[2] || rows->ne[3] != 1 || !ggml_is_contiguous(rows) ||
+        !ggml_is_contiguous(weights)) {
         return false;
     }
     const ggml_tensor * before = nullptr; // the sum of the ranks so far

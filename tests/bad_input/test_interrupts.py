@@ -105,7 +105,7 @@ def test_between_the_turns_of_a_chat(tmp_path: Path) -> None:
     chat = pexpect.spawn(
         sys.executable,
         ["-m", "pyengine", "chat", "-t", "1", "-c", "512", "--temp", "0", "--ram-budget", "25%", "-n", "12"],
-        env=environment,  # type: ignore[arg-type]
+        env=dict(environment),
         timeout=TIME_LIMIT_S,
         encoding="utf-8",
     )

@@ -173,4 +173,4 @@ def test_random_damage_never_ends_the_process(sound: Gguf, sound_path: Path, tmp
     assert not unlike
     assert all(message.isprintable() for _, _, message in outcome.result)
     refusals = sum(bool(kinds) for _, kinds, _ in outcome.result)
-    assert FUZZED // 2 < refusals, "hardly anything was damaged"
+    assert refusals > FUZZED // 2, "hardly anything was damaged"

@@ -27,7 +27,7 @@ static long setting(const char * name, long otherwise) {
 }
 
 static int is_model(int fd) {
-    char    link[64], path[4096];
+    char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, sizeof path - 1);
     return n > 5 && memcmp(path + n - 5, ".gguf", 5) == 0;
@@ -36,19 +36,19 @@ static int is_model(int fd) {
 ssize_t pread(int fd, void * to, size_t size, off_t offset) {
     static ssize_t (*real)(int, void *, size_t, off_t);
     if (real == NULL) {
-        real = (ssize_t (*)(int, void *, size_t, off_t)) dlsym(RTLD_NEXT, "pread");
+        real = (ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread");
     }
     if (!is_model(fd)) {
         return real(fd, to, size, offset);
     }
     static _Thread_local unsigned seed;
     if (seed == 0) {
-        seed = (unsigned) gettid();
+        seed = (unsigned)gettid();
     }
     long number = n_reads++;
     long delay  = setting("FAULTY_DISK_DELAY_US", 0);
     if (delay > 0) {
-        usleep((useconds_t) (rand_r(&seed) % delay));
+        usleep((useconds_t)(rand_r(&seed) % delay));
         n_faults++;
     }
     if (number == setting("FAULTY_DISK_EIO_AFTER", -1)) {

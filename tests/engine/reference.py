@@ -120,11 +120,10 @@ def write(llama: llama_cpp.Llama, prompt: list[int], n_new: int) -> Iterator[int
 
 
 def _decode(job: Job) -> dict[str, Any]:
-    with llama_log() as log:
-        with Model(Path(job.path)) as model:
-            sizes = {"n_ctx": job.n_ctx, "n_ubatch": job.n_ubatch, "n_threads": job.n_threads}
-            with model.context(**sizes) as context:
-                np.save(job.out, context.run(job.script))
+    with llama_log() as log, Model(Path(job.path)) as model:
+        sizes = {"n_ctx": job.n_ctx, "n_ubatch": job.n_ubatch, "n_threads": job.n_threads}
+        with model.context(**sizes) as context:
+            np.save(job.out, context.run(job.script))
     return {"log": log}
 
 

@@ -33,9 +33,7 @@ def stock_accesses(facts: ModelFacts, script: Script) -> list[list[Access]]:
     ]
 
 
-def simulate(
-    accesses: Sequence[Sequence[Access]], slots: int, priorities: NDArray[np.float32]
-) -> Iterator[Event]:
+def simulate(accesses: Sequence[Sequence[Access]], slots: int, priorities: NDArray[np.float32]) -> Iterator[Event]:
     """The events of an engine whose experts are all of one shape and whose slots hold at least what one layer wants.
 
     priorities: [n_layer, n_expert].

@@ -25,8 +25,8 @@ SPLITS_OF_SCALED_LAYERS = {"scales": 8, "merged-gemma4-scales": 4}
 
 
 def splits(log: list[str]) -> list[str]:
-    """The scheduler's splits that each context says when it is made: "7", or "9 / 7" if the graphs of many tokens and of
-    one differ."""
+    """The splits that each context says when it is made: "7", or "9 / 7" if the graphs of many tokens and of one
+    differ."""
     return [match[1] for match in (re.search(r"graph.*: .*splits = ([0-9 /]+),", line) for line in log) if match]
 
 
@@ -62,9 +62,8 @@ def test_stock_models_notice_nothing(model_id: str, generated_model: ModelFactor
     assert what_is_ours(), "this process is not a stock one"
 
     def check() -> None:
-        with llama_log() as log:
-            with Model(facts.path) as model, model.context() as context:
-                logits = context.run(SCRIPT)
+        with llama_log() as log, Model(facts.path) as model, model.context() as context:
+            logits = context.run(SCRIPT)
         assert what_stock_says(log) == what_stock_says(alone.log)
         assert_same_bits(logits, alone.logits)
 
@@ -88,9 +87,7 @@ def test_stock_and_ours_take_turns(generated_model: ModelFactory, stock: StockPr
 
 
 @pytest.mark.parametrize(("one", "two"), [("qwen2moe", "gpt-oss"), ("q4_k_m", "q4_k_m"), ("deepseek2", "split")])
-def test_two_models_of_ours_take_turns(
-    one: str, two: str, generated_model: ModelFactory, stock: StockProcess
-) -> None:
+def test_two_models_of_ours_take_turns(one: str, two: str, generated_model: ModelFactory, stock: StockProcess) -> None:
     paths = [generated_model(one).path, generated_model(two).path]
     wanted = [stock.run(path, SCRIPT).logits for path in paths]
     with contextlib.ExitStack() as stack:
@@ -109,16 +106,12 @@ def test_two_models_of_ours_take_turns(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_two_contexts_of_one_model_take_turns(
-    share: float, generated_model: ModelFactory, stock: StockProcess
-) -> None:
+def test_two_contexts_of_one_model_take_turns(share: float, generated_model: ModelFactory, stock: StockProcess) -> None:
     facts = generated_model("qwen2moe")
     scripts = [SCRIPT, random_script([len(chunk) for chunk in SCRIPT], N_VOCAB, seed=7)]
     wanted = [stock.run(facts.path, script).logits for script in scripts]
     with managed(facts.path, share) as (_, model), model.context() as first, model.context() as second:
-        turns = [
-            (first.decode(one), second.decode(two)) for one, two in zip(*scripts, strict=True)
-        ]
+        turns = [(first.decode(one), second.decode(two)) for one, two in zip(*scripts, strict=True)]
     for got, want in zip(zip(*turns, strict=True), wanted, strict=True):
         assert_same_bits(np.concatenate(got), want)
 
@@ -146,9 +139,8 @@ def test_llama_beside_llama_cpp(generated_model: ModelFactory, stock: StockProce
         return answer["choices"][0]["text"]
 
     with contextlib.closing(Llama(path, ram_budget="30%", **sizes)) as ours:
-        with llama_log() as log:
-            with contextlib.closing(llama_cpp.Llama(path, verbose=False, **sizes)) as theirs:
-                texts = [write(theirs), write(ours), write(theirs), write(ours)]
+        with llama_log() as log, contextlib.closing(llama_cpp.Llama(path, verbose=False, **sizes)) as theirs:
+            texts = [write(theirs), write(ours), write(theirs), write(ours)]
         assert ours.expert_stats()["evictions"] > 0
     assert splits(log) == ["1"]
     assert not any("pyengine" in line for line in log)

@@ -45,10 +45,10 @@ def test_a_budget_in_bytes(wording: str | int, wanted: int) -> None:
     assert resolve(wording, slot_bytes=10 * GIB, least=MIB) == wanted
 
 
-@pytest.mark.parametrize(
-    "wording",
-    ["", "%", "GiB", "much", "-1", "-5%", "1e9", "0x10", "nan", "nan%", "inf%", "2GiBB", "2 Gi Bytes", "5%%", "٥", "1,5G"],
-)
+NONSENSE = "% GiB much -1 -5% 1e9 0x10 nan nan% inf% 2GiBB 5%% 1,5G ٥".split()
+
+
+@pytest.mark.parametrize("wording", [*NONSENSE, "", "2 Gi Bytes"])
 def test_a_budget_that_is_not_understood(wording: str) -> None:
     for look in (check_wording, lambda w: resolve(w, slot_bytes=10 * GIB, least=MIB)):
         with pytest.raises(BudgetError, match=r"is not understood; write \"auto\""):
@@ -203,9 +203,7 @@ def test_a_group_that_cannot_be_read_is_left_out(damage: str, machine: Machine) 
     assert (memory_limit(), available_memory()) == (32 * GIB, 20 * GIB)
 
 
-@pytest.mark.parametrize(
-    ("total", "wanted"), [(GIB, 256 * MIB), (16 * GIB, 16 * GIB // 10), (256 * GIB, 4 * GIB)]
-)
+@pytest.mark.parametrize(("total", "wanted"), [(GIB, 256 * MIB), (16 * GIB, 16 * GIB // 10), (256 * GIB, 4 * GIB)])
 def test_the_reserve(total: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "memory_limit", lambda: total)
     assert reserve() == wanted

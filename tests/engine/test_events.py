@@ -53,9 +53,7 @@ def test_the_events_of_decoding_are_as_simulated(
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("model_id", ["llama", "qwen2moe", "deepseek2", "many-experts", "q4_k_m", "unlike-projections"])
-def test_events_and_counters_agree_with_the_routing(
-    model_id: str, share: float, generated_model: ModelFactory
-) -> None:
+def test_events_and_counters_agree_with_the_routing(model_id: str, share: float, generated_model: ModelFactory) -> None:
     """Prefill in waves and several shape classes included: every access once, nothing else; a replay of the events
     finds residents where hits are, and nowhere else."""
     facts = generated_model(model_id)

@@ -213,10 +213,8 @@ def test_an_error_from_the_system(
 ) -> None:
     """A real read that fails, not an injected one."""
     facts, out = generated_model("qwen2moe"), tmp_path / "logits.npy"
-    task = Child("decode_over_errors", path=str(facts.path), script=SCRIPT, share=0.0, out=str(out), after=number)
+    task = Child("disk.decode_over_errors", path=str(facts.path), script=SCRIPT, share=0.0, out=str(out), after=number)
     said = task.run({"LD_PRELOAD": str(faulty_disk)})
     assert said["faults"] == 1
     assert len(said["errors"]) == 1 and "Input/output error" in said["errors"][0]
     assert_same_bits(np.load(out), stock.run(facts.path, SCRIPT).logits)
-
-

@@ -36,7 +36,7 @@ def cold_model(request: pytest.FixtureRequest) -> ModelFacts:
 
 def test_a_cold_load_reads_no_expert(cold_model: ModelFacts) -> None:
     files = [str(path) for path in cold_model.files]
-    said = Child("load", path=str(cold_model.path), files=files).run()
+    said = Child("measuring.load", path=str(cold_model.path), files=files).run()
     if not said["cold"]:
         pytest.skip("this file system does not let go of cached pages")
     file_bytes = sum(path.stat().st_size for path in cold_model.files)

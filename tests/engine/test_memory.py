@@ -23,7 +23,9 @@ def test_resident_memory_stays_within_the_budget(tmp_path: Path) -> None:
         pytest.skip("needs 3 GiB of free disk")
     facts = write_big_model(tmp_path / "big.gguf", 1.0)
     try:
-        said = Child("remember", path=str(facts.path), ram_budget="25%", n_prompt=256, n_new=8).run(timeout=280)
+        said = Child("measuring.remember", path=str(facts.path), ram_budget="25%", n_prompt=256, n_new=8).run(
+            timeout=280
+        )
     finally:
         facts.path.unlink()
     assert facts.expert_bytes >= 1 << 30

@@ -1,4 +1,4 @@
-"""The pressure watch: expert memory goes back when the machine runs short, and comes again when the shortage is over."""
+"""The pressure watch: expert memory goes back when the machine runs short, and comes again afterwards."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pyengine.native import NativeEngine
 from .agitation import Agitation, random_budgets, random_priorities
 from .children import Child
 from .decoding import random_script
-from .managed import assert_same_bits, bytes_for, managed
+from .managed import assert_same_bits, managed
 from .reference import StockProcess
 
 SCRIPT = random_script([1] * 24 + [33, 100] + [1] * 24, N_VOCAB, seed=1)
@@ -42,9 +42,7 @@ def test_priorities_that_change_while_decoding(
 
 
 @pytest.mark.parametrize("model_id", MODELS)
-def test_budgets_that_change_while_decoding(
-    model_id: str, generated_model: ModelFactory, stock: StockProcess
-) -> None:
+def test_budgets_that_change_while_decoding(model_id: str, generated_model: ModelFactory, stock: StockProcess) -> None:
     facts = generated_model(model_id)
     wanted = stock.run(facts.path, SCRIPT, n_ubatch=N_UBATCH).logits
     with managed(facts.path, 0.5) as (engine, model), model.context(n_ubatch=N_UBATCH) as context:
@@ -57,9 +55,7 @@ def test_budgets_that_change_while_decoding(
 
 
 @pytest.mark.parametrize("model_id", MODELS)
-def test_budgets_that_change_between_decodes(
-    model_id: str, generated_model: ModelFactory, stock: StockProcess
-) -> None:
+def test_budgets_that_change_between_decodes(model_id: str, generated_model: ModelFactory, stock: StockProcess) -> None:
     facts = generated_model(model_id)
     wanted = stock.run(facts.path, SCRIPT, n_ubatch=N_UBATCH).logits
     with managed(facts.path, 1) as (engine, model), model.context(n_ubatch=N_UBATCH) as context:
@@ -150,7 +146,7 @@ def test_a_slow_disk(
     wanted = stock.run(facts.path, script, n_ubatch=N_UBATCH).logits
     job = {"path": str(facts.path), "script": script, "share": 0.2, "out": str(tmp_path / "logits.npy")}
     environment = {"LD_PRELOAD": str(faulty_disk), **trouble}
-    said = Child("decode", agitate="agitate" in trouble, n_ubatch=N_UBATCH, **job).run(environment)
+    said = Child("disk.decode", agitate="agitate" in trouble, n_ubatch=N_UBATCH, **job).run(environment)
     assert_same_bits(np.load(tmp_path / "logits.npy"), wanted)
     assert said["reads"] >= said["stats"]["reads"] > 0, "our reads went through the faulty disk"
     assert said["faults"] > said["reads"] // 8

@@ -60,15 +60,13 @@ def test_an_aborted_decode_leaves_the_context_usable(
 
 
 @pytest.mark.parametrize(("share", "layers_read"), [(0.0, 0.2), (0.5, 1.0)])
-def test_prefill_stops_soon(
-    share: float, layers_read: float, generated_model: ModelFactory, faulty_disk: Path
-) -> None:
+def test_prefill_stops_soon(share: float, layers_read: float, generated_model: ModelFactory, faulty_disk: Path) -> None:
     """On a disk so slow that the prompt takes seconds: no more is read than what one layer had asked for already."""
     facts = generated_model("many-experts")
     matrices = 3
     a_layer = matrices * facts.n_expert
     after = a_layer // 2
-    task = Child("abort", path=str(facts.path), tokens=SCRIPT[4], share=share, after=after)
+    task = Child("disk.abort", path=str(facts.path), tokens=SCRIPT[4], share=share, after=after)
     said = task.run({"LD_PRELOAD": str(faulty_disk), "FAULTY_DISK_DELAY_US": "4000"})
     assert said["status"] == ABORTED
     assert after <= said["reads"] <= after + layers_read * a_layer
@@ -78,7 +76,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(generated_model: ModelFac
     facts = generated_model("qwen2moe")
     wanted = stock.write(facts.path, PROMPT, N_NEW, **SETTINGS)
     task = Child(
-        "interrupted", path=str(facts.path), ram_budget="25%", prompt=PROMPT, n_new=N_NEW, settings=SETTINGS
+        "interrupts.interrupted", path=str(facts.path), ram_budget="25%", prompt=PROMPT, n_new=N_NEW, settings=SETTINGS
     )
     rng = random.Random(0)
     with task.start() as process:
@@ -103,7 +101,7 @@ def test_ctrl_c_at_any_moment(when: int, generated_model: ModelFactory) -> None:
     goes no further. Hence once more if nothing happens.
     """
     facts = generated_model("qwen2moe")
-    with Child("load_over_and_over", path=str(facts.path)).start() as process:
+    with Child("interrupts.load_over_and_over", path=str(facts.path)).start() as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         time.sleep(random.Random(when).random())

@@ -33,9 +33,7 @@ SETTINGS = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
 
 
 @pytest.mark.parametrize(("one", "two"), [("qwen2moe", "gpt-oss"), ("q4_k_m", "q4_k_m")])
-def test_two_models_in_two_threads(
-    one: str, two: str, generated_model: ModelFactory, stock: StockProcess
-) -> None:
+def test_two_models_in_two_threads(one: str, two: str, generated_model: ModelFactory, stock: StockProcess) -> None:
     paths = [generated_model(model_id).path for model_id in (one, two)]
     wanted = [stock.run(path, SCRIPT, n_threads=1).logits for path in paths]
     together = threading.Barrier(2)
@@ -76,9 +74,7 @@ def loaded(path: Path, ram_budget: str = "20%") -> Iterator[Llama]:
 
 
 @pytest.mark.parametrize("how", ["decode", "eval", "generate", "create_completion"])
-def test_a_second_thread_that_computes_is_refused(
-    how: str, generated_model: ModelFactory, stock: StockProcess
-) -> None:
+def test_a_second_thread_that_computes_is_refused(how: str, generated_model: ModelFactory, stock: StockProcess) -> None:
     """It gets UsageError, and the first thread's text stays what it is."""
     facts = generated_model("qwen2moe")
     wanted = stock.write(facts.path, PROMPT, N_NEW, **SETTINGS)
@@ -231,9 +227,7 @@ def mappings() -> int:
 def test_a_forked_child_is_refused_and_ends(busy: bool, generated_model: ModelFactory, stock: StockProcess) -> None:
     facts = generated_model("qwen2moe")
     wanted = stock.write(facts.path, PROMPT, N_NEW, **SETTINGS)
-    said = Child(
-        "fork", path=str(facts.path), prompt=PROMPT, n_new=N_NEW, settings=SETTINGS, busy=busy
-    ).run()
+    said = Child("forks.fork", path=str(facts.path), prompt=PROMPT, n_new=N_NEW, settings=SETTINGS, busy=busy).run()
     for met, status in said["children"]:
         assert status == 0, "the child hangs or crashes at its end"
         assert len(met) == 2
@@ -243,7 +237,7 @@ def test_a_forked_child_is_refused_and_ends(busy: bool, generated_model: ModelFa
 
 def test_a_forked_child_never_waits_for_its_parents_lock(generated_model: ModelFactory) -> None:
     """The bare engine: a child forked in the middle of an FFN has a copy of a lock that nobody will open."""
-    met = Child("fork_engine", path=str(generated_model("many-experts").path), script=SCRIPT[20:21]).run()
+    met = Child("forks.fork_engine", path=str(generated_model("many-experts").path), script=SCRIPT[20:21]).run()
     for name, children in met.items():
         for said, status in children:
             assert status == 0, f"{name} hangs or crashes"
@@ -255,4 +249,4 @@ def test_a_forked_child_never_waits_for_its_parents_lock(generated_model: ModelF
 
 def test_a_forked_child_that_closes_leaves_its_own_memory_alone(generated_model: ModelFactory) -> None:
     """Slots are not copied to a child, so their addresses are free for other things there."""
-    assert Child("fork_memory", path=str(generated_model("qwen2moe").path)).run() == {"status": 0}
+    assert Child("forks.fork_memory", path=str(generated_model("qwen2moe").path)).run() == {"status": 0}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 Answer = Any  # what JSON can hold
@@ -70,7 +71,7 @@ def chat_stream(llm: llama_cpp.Llama, **arguments: Any) -> Answer:
 
 def constrained(llm: llama_cpp.Llama, rules: str, **arguments: Any) -> Answer:
     """A completion under a grammar."""
-    grammar = llama_cpp.LlamaGrammar.from_string(rules, verbose=False)
+    grammar = LlamaGrammar.from_string(rules, verbose=False)
     return completion(llm, grammar=grammar, **arguments)
 
 
@@ -151,20 +152,18 @@ def facts(llm: llama_cpp.Llama) -> Answer:
     }
 
 
-PROBES = {
-    probe.__name__: probe
-    for probe in (
-        completion,
-        completion_stream,
-        chat,
-        chat_stream,
-        constrained,
-        greedy,
-        by_hand,
-        logits,
-        embeddings,
-        state_round_trip,
-        refusal,
-        facts,
-    )
-}
+_ALL: tuple[Callable[..., Answer], ...] = (
+    completion,
+    completion_stream,
+    chat,
+    chat_stream,
+    constrained,
+    greedy,
+    by_hand,
+    logits,
+    embeddings,
+    state_round_trip,
+    refusal,
+    facts,
+)
+PROBES: dict[str, Callable[..., Answer]] = {probe.__name__: probe for probe in _ALL}

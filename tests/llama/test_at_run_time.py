@@ -86,9 +86,10 @@ def test_the_budget_changes_under_a_stream_and_the_text_does_not(opened: Opened)
     expected = PROBES["completion"](llm, **question)["choices"][0]["text"]
     done = threading.Event()
     slots: list[int] = []
+    budgets: tuple[str | int, ...] = ("6.25%", "100%", "12.5%", 40_000_000, "25%")
 
     def change() -> None:
-        for budget in itertools.cycle(("6.25%", "100%", "12.5%", 40_000_000, "25%")):
+        for budget in itertools.cycle(budgets):
             llm.set_ram_budget(budget)
             slots.append(llm.expert_stats()["slots"])
             if done.wait(0.02):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import pytest
+from llama_cpp.llama_cache import LlamaRAMCache
 
 from pyengine import Llama
 from pyengine.errors import UsageError
@@ -53,7 +53,7 @@ def test_a_state_saved_at_one_budget_continues_at_another(opened: Opened) -> Non
 def test_a_cache_is_used_and_changes_nothing(opened: Opened) -> None:
     llm = opened(ram_budget="25%")
     plain = PROBES["completion"](llm, prompt=PROMPT, max_tokens=6, temperature=0.0)
-    llm.set_cache(llama_cpp.LlamaRAMCache())
+    llm.set_cache(LlamaRAMCache())
     for _ in range(2):
         assert PROBES["completion"](llm, prompt=PROMPT, max_tokens=6, temperature=0.0) == plain
     assert llm.cache is not None

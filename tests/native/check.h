@@ -34,7 +34,8 @@ struct Registration {
 inline void note(const std::string & sentence) { fprintf(stderr, "  note: %s\n", sentence.c_str()); }
 
 // Out of line, here and below: a test program has hundreds of checks, and sanitizers make each inlined one slow to compile.
-[[noreturn, gnu::noinline]] inline void fail(const char * file, int line, const char * what, const std::string & more = "") {
+[[noreturn, gnu::noinline]] inline void fail(const char * file, int line, const char * what,
+                                             const std::string & more = "") {
     throw Failed(std::string(file) + ":" + std::to_string(line) + ": " + what + more);
 }
 
@@ -77,7 +78,7 @@ template <class E, class F> [[gnu::noinline]] E caught(const char * file, int li
         }                                                                                                              \
     } while (false)
 #define CHECK_EQUAL(a, b) check::equal(__FILE__, __LINE__, #a " == " #b, a, b)
-#define CAUGHT(type, expression) check::caught<type>(__FILE__, __LINE__, #expression, [&] { (void) (expression); })
+#define CAUGHT(type, expression) check::caught<type>(__FILE__, __LINE__, #expression, [&] { (void)(expression); })
 
 int main(int n_argument, char ** arguments) {
     int n_run = 0, n_failed = 0;

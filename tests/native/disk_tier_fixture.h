@@ -92,8 +92,8 @@ class Verifier {
         }
     }
 
-    std::mutex                                  mutex_;
+    std::mutex                                    mutex_;
     std::map<uint64_t, std::vector<pye::Segment>> expected_;
     std::map<uint64_t, std::map<uint32_t, bool>>  arrived_;
-    std::string                                 wrong_;
+    std::string                                   wrong_;
 };

@@ -13,9 +13,9 @@ using pye::Segment;
 
 namespace {
 
-constexpr uint64_t kPage   = pye::platform::kPage;
-constexpr uint32_t kFiles  = 4;
-constexpr uint64_t kMost   = 3 * kPage; // size of a segment
+constexpr uint64_t kPage          = pye::platform::kPage;
+constexpr uint32_t kFiles         = 4;
+constexpr uint64_t kMost          = 3 * kPage; // size of a segment
 constexpr uint64_t kSizes[kFiles] = {60 * kPage, 40 * kPage + 1, 50 * kPage - 1, kMost + 12345};
 
 Segment random_segment(std::mt19937_64 & random) {
@@ -50,12 +50,12 @@ void stress(const Way & way, uint32_t n_thread, uint64_t seed) {
         }
     });
 
-    constexpr uint64_t           n_load = 300;
-    std::map<uint64_t, size_t>   pieces;    // of loads that should succeed
-    std::set<uint64_t>           to_fail;   // loads that should not
-    uint64_t                     begun = 0, landed = 0, poison_from = 0, poison_to = 0;
-    std::string                  problem;
-    const auto take = [&](const DiskTier::Landed & l) {
+    constexpr uint64_t         n_load = 300;
+    std::map<uint64_t, size_t> pieces;  // of loads that should succeed
+    std::set<uint64_t>         to_fail; // loads that should not
+    uint64_t                   begun = 0, landed = 0, poison_from = 0, poison_to = 0;
+    std::string                problem;
+    const auto                 take = [&](const DiskTier::Landed & l) {
         ++landed;
         if (l.ok != (to_fail.count(l.tag) == 0)) {
             problem = "load " + std::to_string(l.tag) + " should have gone the other way: " + l.why;

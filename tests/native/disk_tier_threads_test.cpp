@@ -23,7 +23,7 @@ extern "C" int pthread_create(pthread_t * thread, const pthread_attr_t * attribu
     if (g_threads_allowed > 0) {
         --g_threads_allowed;
     }
-    using Create            = int (*)(pthread_t *, const pthread_attr_t *, void * (*) (void *), void *);
+    using Create            = int (*)(pthread_t *, const pthread_attr_t *, void * (*)(void *), void *);
     static const auto other = reinterpret_cast<Create>(dlsym(RTLD_NEXT, "pthread_create"));
     return other(thread, attributes, body, argument);
 }
@@ -33,9 +33,9 @@ TEST(without_any_thread_the_tier_is_not_made) {
     write_pattern(folder.file("a"), 0, 100);
     const pye::platform::File file = pye::platform::open_file(folder.file("a"));
     g_threads_allowed              = 0;
-    const auto make = [&] { pye::DiskTier({file}, 100, 4, [](uint64_t, uint32_t, const uint8_t *) {}); };
-    const pye::Error e = CAUGHT(pye::Error, make());
-    g_threads_allowed  = -1;
+    const auto       make          = [&] { pye::DiskTier({file}, 100, 4, [](uint64_t, uint32_t, const uint8_t *) {}); };
+    const pye::Error e             = CAUGHT(pye::Error, make());
+    g_threads_allowed              = -1;
     CHECK_EQUAL(e.code(), PYE_E_MEMORY);
     CHECK_EQUAL(fcntl(file.fd, F_GETFD), -1); // it had taken the file over
 }

@@ -7,7 +7,6 @@
 #include "gguf_bytes.h"
 
 #include <algorithm>
-#include <fstream>
 
 constexpr uint32_t kExperts = 6;
 
@@ -44,13 +43,8 @@ inline GgufBytes small_model() {
     return g;
 }
 
-// Quicker than write_file(): for files that only have to live as long as a test.
-inline void write_briefly(const std::string & path, const std::vector<uint8_t> & bytes) {
-    std::ofstream out(path, std::ios::binary | std::ios::trunc);
-    out.write(reinterpret_cast<const char *>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    if (!out.flush()) {
-        throw check::Failed("cannot write " + path);
-    }
+inline void write_model(const std::string & path, const std::vector<uint8_t> & bytes) {
+    write_file(path, bytes.data(), bytes.size(), false);
 }
 
 // An index, whatever file it came from, names only bytes that the files have, and contradicts itself nowhere.
@@ -60,7 +54,7 @@ inline void check_index(const pye::ExpertIndex & index) {
     CHECK(index.n_expert_used >= 1);
     uint64_t file_bytes = 0, expert_bytes = 0, slot_bytes = 0, largest = 0;
     for (const std::string & path : index.paths) {
-        file_bytes += std::filesystem::file_size(path);
+        file_bytes += file_size(path);
     }
     CHECK_EQUAL(index.file_bytes, file_bytes);
     size_t n_matrix = 0;
@@ -83,7 +77,7 @@ inline void check_index(const pye::ExpertIndex & index) {
             CHECK_EQUAL(m.bytes, ggml_row_size(m.type, m.ne0) * static_cast<uint64_t>(m.ne1));
             CHECK_EQUAL(m.data.size, m.bytes * layer.n_expert);
             CHECK(m.data.file < index.paths.size());
-            const uint64_t size = std::filesystem::file_size(index.paths[m.data.file]);
+            const uint64_t size = file_size(index.paths[m.data.file]);
             CHECK(m.data.size <= size && m.data.offset <= size - m.data.size);
             CHECK_EQUAL(m.in_slot % 64, 0u);
             CHECK(m.in_slot >= end);

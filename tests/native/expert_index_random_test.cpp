@@ -26,10 +26,14 @@ class Damage {
                 case 2: bytes[at] ^= static_cast<uint8_t>(1u << below(8)); break;
                 case 3: bytes[at] = static_cast<uint8_t>(random_()); break;
                 case 4: set_number(bytes, at); break;
-                case 5: bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(at), 1 + below(9), uint8_t(below(256))); break;
-                case 6: bytes.erase(bytes.begin() + static_cast<std::ptrdiff_t>(at),
-                                    bytes.begin() + static_cast<std::ptrdiff_t>(std::min<uint64_t>(at + 1 + below(9), bytes.size())));
-                        break;
+                case 5:
+                    bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(at), 1 + below(9), uint8_t(below(256)));
+                    break;
+                case 6:
+                    bytes.erase(bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                                bytes.begin() +
+                                    static_cast<std::ptrdiff_t>(std::min<uint64_t>(at + 1 + below(9), bytes.size())));
+                    break;
                 default: copy_within(bytes, at); break;
             }
         }
@@ -44,11 +48,26 @@ class Damage {
 
     // A whole number where one may be: 32 or 64 bits, one of those at which arithmetic goes wrong.
     void set_number(std::vector<uint8_t> & bytes, uint64_t at) {
-        const uint64_t odd[]   = {0, 1, 2, 31, 64, 1024, 1025, 65536, INT32_MAX, uint64_t(INT32_MAX) + 1, UINT32_MAX,
-                                  uint64_t(UINT32_MAX) + 1, uint64_t(1) << 40, INT64_MAX / 4, INT64_MAX - 31,
-                                  uint64_t(1) << 63, UINT64_MAX - 31, UINT64_MAX};
-        const uint64_t value   = odd[below(std::size(odd))];
-        const uint64_t size    = below(2) == 0 ? 4 : 8;
+        const uint64_t odd[] = {0,
+                                1,
+                                2,
+                                31,
+                                64,
+                                1024,
+                                1025,
+                                65536,
+                                INT32_MAX,
+                                uint64_t(INT32_MAX) + 1,
+                                UINT32_MAX,
+                                uint64_t(UINT32_MAX) + 1,
+                                uint64_t(1) << 40,
+                                INT64_MAX / 4,
+                                INT64_MAX - 31,
+                                uint64_t(1) << 63,
+                                UINT64_MAX - 31,
+                                UINT64_MAX};
+        const uint64_t value = odd[below(std::size(odd))];
+        const uint64_t size  = below(2) == 0 ? 4 : 8;
         if (at + size <= bytes.size()) {
             memcpy(bytes.data() + at, &value, size);
         }
@@ -74,18 +93,18 @@ std::string quick_folder() { return access("/dev/shm", W_OK) == 0 ? "/dev/shm" :
 
 TEST(damaged_files_give_an_error_or_a_valid_index) {
     silence_ggml();
-    const char *   wished = getenv("PYENGINE_FUZZ_ROUNDS"); // for a longer run by hand
-    const uint32_t n_seed = wished == nullptr ? 8 : static_cast<uint32_t>(strtoul(wished, nullptr, 10));
-    uint64_t       valid = 0, format = 0, other = 0;
-    GgufBytes      model = small_model();
-    const auto     bytes = model.build();
-    TemporaryFolder folder(quick_folder());
+    const char *      wished = getenv("PYENGINE_FUZZ_ROUNDS"); // for a longer run by hand
+    const uint32_t    n_seed = wished == nullptr ? 8 : static_cast<uint32_t>(strtoul(wished, nullptr, 10));
+    uint64_t          valid = 0, format = 0, other = 0;
+    GgufBytes         model = small_model();
+    const auto        bytes = model.build();
+    TemporaryFolder   folder(quick_folder());
     const std::string path = folder.file("damaged.gguf");
     check::note("input in " + path);
     for (uint32_t seed = 1; seed <= n_seed; ++seed) {
         Damage damage(bytes, model.metadata_size, seed);
         for (uint32_t i = 0; i < 500; ++i) {
-            write_briefly(path, damage.next());
+            write_model(path, damage.next());
             try {
                 const pye::ExpertIndex index = pye::read_expert_index(path);
                 check_index(index);
@@ -99,7 +118,8 @@ TEST(damaged_files_give_an_error_or_a_valid_index) {
             }
         }
     }
-    check::note(std::to_string(valid) + " valid, " + std::to_string(format) + " refused, " + std::to_string(other) + " otherwise");
+    check::note(std::to_string(valid) + " valid, " + std::to_string(format) + " refused, " + std::to_string(other) +
+                " otherwise");
     CHECK(valid > 10 * n_seed); // damage to names of ordinary tensors and the like is none
     CHECK(format > 100 * n_seed);
 }

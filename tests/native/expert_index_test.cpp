@@ -16,7 +16,7 @@ pye::ExpertIndex index_of(const std::vector<uint8_t> & bytes) {
     silence_ggml();
     const TemporaryFolder folder;
     const std::string     path = folder.file("model.gguf");
-    write_briefly(path, bytes);
+    write_model(path, bytes);
     pye::ExpertIndex index = pye::read_expert_index(path);
     check_index(index);
     return index;
@@ -26,8 +26,8 @@ pye::ExpertIndex index_of(const std::vector<uint8_t> & bytes) {
 void refused(int32_t code, const std::vector<uint8_t> & bytes, const std::string & part = "") {
     const pye::Error e = CAUGHT(pye::Error, index_of(bytes));
     if (e.code() != code || !contains(e.what(), part)) {
-        throw check::Failed("code " + std::to_string(e.code()) + ", '" + e.what() + "'; expected " + std::to_string(code) +
-                            " and '" + part + "'");
+        throw check::Failed("code " + std::to_string(e.code()) + ", '" + e.what() + "'; expected " +
+                            std::to_string(code) + " and '" + part + "'");
     }
 }
 
@@ -109,11 +109,12 @@ TEST(a_larger_alignment_is_kept) {
 }
 
 TEST(one_name_only_makes_an_expert_matrix) {
-    for (const char * name : {"blk.0.ffn_up.weight", "blk.0.ffn_up_exps.bias", "blk.0.ffn_up_exps.weight2", "blk.0.ffn_up_exps",
-                              "xblk.0.ffn_up_exps.weight", "blk.00.ffn_up_exps.weight", "blk.+0.ffn_up_exps.weight",
-                              "blk. 0.ffn_up_exps.weight", "blk.-1.ffn_up_exps.weight", "blk.ffn_up_exps.weight",
-                              "blk.0.ffn_up_shexp.weight", "blk.4294967296.ffn_up_exps.weight", "blk.0x1.ffn_up_exps.weight",
-                              "blk.0.ffn__exps.weight", ""}) {
+    for (const char * name :
+         {"blk.0.ffn_up.weight", "blk.0.ffn_up_exps.bias", "blk.0.ffn_up_exps.weight2", "blk.0.ffn_up_exps",
+          "xblk.0.ffn_up_exps.weight", "blk.00.ffn_up_exps.weight", "blk.+0.ffn_up_exps.weight",
+          "blk. 0.ffn_up_exps.weight", "blk.-1.ffn_up_exps.weight", "blk.ffn_up_exps.weight",
+          "blk.0.ffn_up_shexp.weight", "blk.4294967296.ffn_up_exps.weight", "blk.0x1.ffn_up_exps.weight",
+          "blk.0.ffn__exps.weight", ""}) {
         refused(PYE_E_UNSUPPORTED, with([&](GgufBytes & g) { g.tensor(name, {8, 4, kExperts}); }), "no experts");
     }
 }
@@ -217,12 +218,13 @@ TEST(an_architecture_that_is_no_text) {
     g.u32("general.architecture", 7);
     refused(PYE_E_FORMAT, g.build(), "general.architecture");
     GgufBytes of_texts;
-    of_texts.raw("general.architecture", GGUF_TYPE_ARRAY, std::vector<uint8_t>{8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 'x'});
+    of_texts.raw("general.architecture", GGUF_TYPE_ARRAY,
+                 std::vector<uint8_t>{8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 'x'});
     refused(PYE_E_FORMAT, of_texts.build(), "general.architecture");
 }
 
 TEST(tensors_that_cannot_be) {
-    const std::string name    = "blk.0.ffn_up_exps.weight";
+    const std::string name           = "blk.0.ffn_up_exps.weight";
     const auto        refused_tensor = [&](const GgufBytes::Tensor & t) {
         refused(PYE_E_FORMAT, with([&](GgufBytes & g) { g.tensor(t); }));
     };
@@ -246,7 +248,7 @@ TEST(tensors_that_cannot_be) {
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, uint64_t(32), {}, {}});
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, UINT64_MAX - 31, {}, {}});
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, {}, 8 * 4 * kExperts * 4 - 32, {}}); // data too short
-    refused_tensor({name, {33, 4, kExperts}, GGML_TYPE_Q4_0, {}, 4096, {}});                   // no whole blocks
+    refused_tensor({name, {33, 4, kExperts}, GGML_TYPE_Q4_0, {}, 4096, {}});                    // no whole blocks
     refused_tensor({name, {8, 4, kExperts}, GGML_TYPE_F32, {}, {}, 0xffffffffu});
     refused_tensor({name, {8, 4, kExperts, 1, 1}, GGML_TYPE_F32, {}, {}, {}});
     refused_tensor({std::string(64, 'n'), {8}, GGML_TYPE_F32, {}, {}, {}});
@@ -257,7 +259,8 @@ TEST(tensors_that_cannot_be) {
     refused(PYE_E_FORMAT, with([](GgufBytes & g) {
                 g.tensor("blk.0.ffn_up_exps.weight", {8, 4, kExperts});
                 g.tensor("blk.0.ffn_down_exps.weight", {4, 8, kExperts - 1});
-            }), "does not fit");
+            }),
+            "does not fit");
     refused(PYE_E_FORMAT, with([](GgufBytes & g) {
                 g.tensor("blk.0.ffn_up_exps.weight", {8, 4, kExperts});
                 g.tensor("blk.0.ffn_up_exps.weight", {8, 4, kExperts});
@@ -277,7 +280,7 @@ TEST(headers_and_keys_that_cannot_be) {
         return g.build();
     };
     index_of(model([](GgufBytes &) {}));
-    const std::vector<uint8_t> huge = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 'a', 'b'};
+    const std::vector<uint8_t> huge  = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 'a', 'b'};
     const std::vector<Change>  wrong = {
         [](GgufBytes & g) { g.version = 0; },
         [](GgufBytes & g) { g.version = 1; },
@@ -299,7 +302,9 @@ TEST(headers_and_keys_that_cannot_be) {
         [&](GgufBytes & g) { g.raw("no type", -1, {}); },
         [&](GgufBytes & g) { g.raw("array of arrays", GGUF_TYPE_ARRAY, {9, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}); },
         [&](GgufBytes & g) { g.raw("long array", GGUF_TYPE_ARRAY, {0, 0, 0, 0, 0xff, 0xff, 0xff, 0x3f, 0, 0, 0, 0}); },
-        [&](GgufBytes & g) { g.raw("long array", GGUF_TYPE_ARRAY, {8, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}); },
+        [&](GgufBytes & g) {
+            g.raw("long array", GGUF_TYPE_ARRAY, {8, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff});
+        },
         [](GgufBytes & g) { g.u32("general.alignment", 0); },
         [](GgufBytes & g) { g.u32("general.alignment", 3); },
         [](GgufBytes & g) { g.u32("general.alignment", 1u << 31); },
@@ -330,7 +335,7 @@ TEST(split_models) {
     const auto name = [&](int number) { return folder.file("m-0000" + std::to_string(number) + "-of-00003.gguf"); };
     std::vector<std::vector<uint8_t>> bytes = {part(1, 4), part(2, 0), part(3, 2)};
     for (int i = 1; i <= 3; ++i) {
-        write_briefly(name(i), bytes[static_cast<size_t>(i - 1)]);
+        write_model(name(i), bytes[static_cast<size_t>(i - 1)]);
     }
     const pye::ExpertIndex index = pye::read_expert_index(name(1));
     check_index(index);
@@ -355,13 +360,13 @@ TEST(split_models) {
         }
     };
     refused_first(PYE_E_FORMAT, name(2), "general.architecture"); // only the first part has the keys
-    write_briefly(folder.file("other.gguf"), bytes[0]);
+    write_model(folder.file("other.gguf"), bytes[0]);
     refused_first(PYE_E_FORMAT, folder.file("other.gguf"), "-00001-of-00003.gguf");
 
-    write_briefly(name(2), std::vector<uint8_t>(bytes[1].begin(), bytes[1].end() - 5000));
+    write_model(name(2), std::vector<uint8_t>(bytes[1].begin(), bytes[1].end() - 5000));
     refused_first(PYE_E_FORMAT, name(1), name(2));
-    write_briefly(name(2), bytes[2]); // the same layer twice
+    write_model(name(2), bytes[2]); // the same layer twice
     refused_first(PYE_E_FORMAT, name(1), "twice");
-    std::filesystem::remove(name(2));
+    unlink(name(2).c_str());
     refused_first(PYE_E_FILE, name(1), name(2));
 }

@@ -7,25 +7,36 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <fcntl.h>
-#include <filesystem>
+#include <ftw.h>
 #include <string>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <vector>
+
+// (Not <filesystem>: every program here would be half as long again to compile.)
+inline uint64_t file_size(const std::string & path) {
+    struct stat st{};
+    if (stat(path.c_str(), &st) != 0) {
+        throw check::Failed("no size of " + path + ": " + strerror(errno));
+    }
+    return static_cast<uint64_t>(st.st_size);
+}
 
 // A folder below `parent` that is gone with this object. The working folder is on a disk; where /tmp is, is anyone's guess.
 class TemporaryFolder {
   public:
     explicit TemporaryFolder(const std::string & parent = ".") {
-        std::string name = std::filesystem::absolute(parent).lexically_normal().string() + "/files-XXXXXX";
-        if (mkdtemp(name.data()) == nullptr) {
+        path_ = parent + "/files-XXXXXX";
+        if (mkdtemp(path_.data()) == nullptr) {
             throw check::Failed("cannot make a folder in " + parent + ": " + strerror(errno));
         }
-        path_ = name;
     }
     ~TemporaryFolder() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path_, ignored);
+        nftw(
+            path_.c_str(), [](const char * path, const struct stat *, int, FTW *) { return remove(path); }, 4,
+            FTW_DEPTH | FTW_PHYS);
     }
     TemporaryFolder(const TemporaryFolder &)             = delete;
     TemporaryFolder & operator=(const TemporaryFolder &) = delete;
@@ -51,8 +62,7 @@ inline bool is_pattern(const uint8_t * bytes, uint32_t file, uint64_t from, uint
     return true;
 }
 
-// On the disk when this returns, so that its pages are clean.
-inline void write_file(const std::string & path, const void * bytes, size_t size) {
+inline void write_file(const std::string & path, const void * bytes, size_t size, bool to_disk) {
     const int fd   = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     size_t    done = 0;
     while (fd >= 0 && done < size) {
@@ -62,7 +72,7 @@ inline void write_file(const std::string & path, const void * bytes, size_t size
         }
         done += static_cast<size_t>(n);
     }
-    const bool written = fd >= 0 && done == size && fsync(fd) == 0;
+    const bool written = fd >= 0 && done == size && (!to_disk || fsync(fd) == 0);
     if (fd >= 0) {
         close(fd);
     }
@@ -71,12 +81,13 @@ inline void write_file(const std::string & path, const void * bytes, size_t size
     }
 }
 
+// On the disk when this returns, so that its pages are clean.
 inline void write_pattern(const std::string & path, uint32_t file, uint64_t size) {
     std::vector<uint8_t> bytes(size);
     for (uint64_t i = 0; i < size; ++i) {
         bytes[i] = pattern(file, i);
     }
-    write_file(path, bytes.data(), bytes.size());
+    write_file(path, bytes.data(), bytes.size(), true);
 }
 
 // As platform::open_file() gives it where direct reads are refused.
@@ -89,6 +100,6 @@ inline pye::platform::File open_buffered(const std::string & path) {
         throw check::Failed("cannot open " + path + ": " + strerror(errno));
     }
     posix_fadvise(file.fd, 0, 0, POSIX_FADV_RANDOM);
-    file.size = std::filesystem::file_size(path);
+    file.size = file_size(path);
     return file;
 }

@@ -47,7 +47,7 @@ class Memory {
     ~Memory() { platform::unmap(at_, size_); }
     Memory(const Memory &)             = delete;
     Memory & operator=(const Memory &) = delete;
-    char * at(size_t offset = 0) { return at_ + offset; }
+    char *   at(size_t offset = 0) { return at_ + offset; }
 
   private:
     size_t size_;

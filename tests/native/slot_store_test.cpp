@@ -406,4 +406,3 @@ TEST(growing_while_pinned_and_loading) {
     CHECK_EQUAL(store.expert_in(loading), 4u);
     store.check();
 }
-

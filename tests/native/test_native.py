@@ -37,7 +37,9 @@ def run(command: list[str]) -> None:
 def fixed_addresses() -> list[str]:
     """ThreadSanitizer cannot start where the kernel spreads addresses more widely than it knows of."""
     command = ["setarch", platform.machine(), "--addr-no-randomize"]
-    allowed = shutil.which("setarch") and subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    allowed = (
+        shutil.which("setarch") and subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0
+    )
     return command if allowed else []
 
 
@@ -57,7 +59,9 @@ def compiler_has(sanitizers: str, folder: Path) -> bool:
     )
 
 
-@pytest.fixture(scope="module", params=["", "address,undefined", "thread"], ids=["plain", "address+undefined", "thread"])
+@pytest.fixture(
+    scope="module", params=["", "address,undefined", "thread"], ids=["plain", "address+undefined", "thread"]
+)
 def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the built programs. Skips a sanitizer that the compiler lacks."""
     watched: str = request.param
@@ -66,8 +70,18 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = BUILD / (watched or "plain")
     if not (folder / "build.ninja").exists():
         run(
-            [tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPYENGINE_SANITIZE={watched}"]
-            + [f"-DPython_EXECUTABLE={sys.executable}", "-S", str(HERE), "-B", str(folder)]
+            [
+                tool("cmake"),
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+                f"-DPYENGINE_SANITIZE={watched}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                "-S",
+                str(HERE),
+                "-B",
+                str(folder),
+            ]
         )
     run([tool("cmake"), "--build", str(folder)])
     return folder
@@ -76,4 +90,15 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_native(programs: Path, program: str) -> None:
     exactly = f"^{program}$"
-    run([*fixed_addresses(), tool("ctest"), "--test-dir", str(programs), "--output-on-failure", "--no-tests=error", "-R", exactly])
+    run(
+        [
+            *fixed_addresses(),
+            tool("ctest"),
+            "--test-dir",
+            str(programs),
+            "--output-on-failure",
+            "--no-tests=error",
+            "-R",
+            exactly,
+        ]
+    )

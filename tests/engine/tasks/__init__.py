@@ -1,0 +1,1 @@
+"""What tests do in a process of their own; see children.py."""
