@@ -14,15 +14,29 @@ namespace {
 constexpr size_t   kEvents    = 1 << 16;
 constexpr uint32_t kIoThreads = 4; // deep enough for an NVMe queue, few enough to leave the cores to the kernels
 
+// All of them or none.
+std::vector<platform::File> open_files(const std::vector<std::string> & paths) {
+    std::vector<platform::File> files;
+    try {
+        for (const std::string & p : paths) {
+            files.push_back(platform::open_file(p));
+        }
+    } catch (...) {
+        for (auto & f : files) {
+            platform::close_file(f);
+        }
+        throw;
+    }
+    return files;
+}
+
 } // namespace
 
 Engine::Engine(const std::string & path)
     : index_(read_expert_index(path)), buft_(expert_buffer_type(this)), events_(kEvents),
       owner_(platform::process_id()) {
-    for (const std::string & p : index_.paths) {
-        files_.push_back(platform::open_file(p));
-        direct_ = direct_ && files_.back().direct;
-    }
+    files_  = open_files(index_.paths);
+    direct_ = std::all_of(files_.begin(), files_.end(), [](const platform::File & f) { return f.direct; });
 }
 
 Engine::~Engine() {
@@ -38,17 +52,25 @@ void Engine::start(uint64_t budget) {
         throw Error(PYE_E_STATE, "the engine has been started already");
     }
     slots_for(budget);
+    std::vector<Class> classes; // kept only if all can be made, so that a start with another budget may follow
     for (const ShapeClass & c : index_.classes) {
         Class k;
         k.arena = std::make_unique<SlotArena>(c, index_.layers[c.layers[0]], c.n_expert, index_.n_expert_used);
         k.store = std::make_unique<SlotStore>(c.n_expert);
-        classes_.push_back(std::move(k));
+        classes.push_back(std::move(k));
     }
+    classes_ = std::move(classes);
     apply_budget(budget);
-    disk_ = std::make_unique<DiskTier>(std::move(files_), index_.largest_piece(), kIoThreads,
-                                       [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
-                                           classes_[tag >> 32].arena->write(static_cast<uint32_t>(tag), piece, bytes);
-                                       });
+    try {
+        disk_ = std::make_unique<DiskTier>(
+            std::move(files_), index_.largest_piece(), kIoThreads,
+            [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
+                classes_[tag >> 32].arena->write(static_cast<uint32_t>(tag), piece, bytes);
+            });
+    } catch (...) {
+        closed_ = true; // the files are gone
+        throw;
+    }
     files_.clear();
 }
 
@@ -77,20 +99,21 @@ uint64_t Engine::least_budget() const {
     return n;
 }
 
-// Every class gets its share of the budget by bytes, and at least one slot; what rounding leaves goes to whoever fits.
+// Every class gets one slot, and of the remaining budget its share by bytes; what rounding leaves goes to whoever fits.
 std::vector<uint32_t> Engine::slots_for(uint64_t budget) const {
-    const uint64_t total = index_.slot_bytes();
-    if (budget < least_budget()) {
+    const uint64_t least = least_budget(), total = index_.slot_bytes();
+    if (budget < least) {
         throw Error(PYE_E_BUDGET, "an expert budget of " + std::to_string(budget) +
-                                      " bytes is too small for this model: at least " + std::to_string(least_budget()) +
+                                      " bytes is too small for this model: at least " + std::to_string(least) +
                                       " bytes are needed");
     }
-    const double          share = std::min(1.0, static_cast<double>(budget) / static_cast<double>(total));
+    uint64_t              left  = std::min(budget, total) - least;
+    const double          share = total == least ? 0.0 : static_cast<double>(left) / static_cast<double>(total - least);
     std::vector<uint32_t> n;
-    uint64_t              left = std::min(budget, total);
     for (const ShapeClass & c : index_.classes) {
-        n.push_back(std::max<uint32_t>(1, static_cast<uint32_t>(share * c.n_expert)));
-        left -= std::min(left, n.back() * c.stride);
+        const auto more = static_cast<uint32_t>(share * (c.n_expert - 1));
+        n.push_back(1 + more);
+        left -= std::min(left, more * c.stride);
     }
     for (bool given = true; given;) {
         given = false;

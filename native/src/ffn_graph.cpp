@@ -171,10 +171,12 @@ void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains) {
         if (chain.end == 0) {
             throw Error(PYE_E_UNSUPPORTED, std::string("an expert multiplication of unknown form: ") + first->name);
         }
-        // Only the last node's rows are written where the graph expects them. If others are wanted outside (an unusual
-        // graph), compute multiplication by multiplication.
+        // Only the last node's rows are written where the graph expects them. If others are wanted outside, compute
+        // multiplication by multiplication. A node that nobody here reads is one of these: an eval callback cuts graphs
+        // after any node, and the reader is in the next piece.
         for (int k = chain.begin; k + 1 < chain.end; ++k) {
-            if (used_in(graph, ggml_graph_node(graph, k), chain.end, n)) {
+            const ggml_tensor * node = ggml_graph_node(graph, k);
+            if (!used_in(graph, node, k + 1, chain.end) || used_in(graph, node, chain.end, n)) {
                 chain.n_input = 0;
                 grow(i + 1);
                 break;

@@ -43,14 +43,12 @@ def digest(folder: Path) -> str:
 
 def fetch_sdist(folder: Path) -> Path:
     """Download the pinned source package with pip, which refuses another hash. Raises SystemExit if that fails."""
-    # No build isolation: pip only reads metadata, and this interpreter already has the package's build back-end.
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-build-isolation"]
-    if subprocess.run([*pip, *pinned.PIP_OPTIONS, "-d", str(folder)], check=False).returncode != 0:
+    if subprocess.run([*pinned.download_command(folder), "--quiet"], check=False).returncode != 0:
         raise SystemExit(
             f"cannot fetch the source package of llama-cpp-python {pinned.VERSION} with pip (see above); "
             "to build without it, point the CMake variable PYENGINE_GGML_HEADERS at a folder with its headers"
         )
-    return next(folder.glob("llama_cpp_python-*.tar.gz"))
+    return pinned.downloaded(folder)
 
 
 def extract(sdist: Path, folder: Path) -> None:

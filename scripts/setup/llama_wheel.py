@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pinned
@@ -106,19 +107,30 @@ def cached_wheel(folder: Path) -> Path | None:
     return None
 
 
+def run(command: list[str], label: str, log: Path) -> None:
+    status = quietly.run(command, label, log, sys.stderr)
+    if status != 0:
+        raise SystemExit(status)
+
+
 def build(folder: Path, described: dict[str, object]) -> Path:
     """Compile the wheel into the folder and return its path. Raises SystemExit if that fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"cannot keep what is built: {error}. Set XDG_CACHE_HOME to a folder of yours.") from error
+    for left_behind in folder.parent.glob("building-*"):  # by a build that was killed
+        if time.time() - left_behind.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(left_behind, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
-        # No isolation: this interpreter's environment has the build back-end, CMake and Ninja. Verbose for progress.
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--verbose", "--no-build-isolation"]
-        command = [*pip, "--no-cache-dir", *pinned.PIP_OPTIONS, "-w", scratch]
+        run(pinned.download_command(Path(scratch)), "Fetching the source of llama.cpp", folder.parent / "download.log")
+        # Verbose, because the progress of the compiler is read from the output.
+        options = ["--verbose", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+        command = [*pinned.PIP, "wheel", *options, "-w", scratch, str(pinned.downloaded(Path(scratch)))]
         os.environ["CMAKE_ARGS"] = shlex.join(cmake_args())
         os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(parallel_jobs()))
         label = f"Compiling llama.cpp (llama-cpp-python {pinned.VERSION}), some minutes, once"
-        status = quietly.run(command, label, folder.parent / "build.log", sys.stderr)
-        if status != 0:
-            raise SystemExit(status)
+        run(command, label, folder.parent / "build.log")
         built = next(Path(scratch).glob("*.whl"))
         folder.mkdir(exist_ok=True)
         (folder / "built-from.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 REQUIREMENT_FILE = Path(__file__).with_name("llama-cpp-python.txt")
@@ -15,8 +16,19 @@ if _pin is None:
 VERSION: str = _pin[1]
 SDIST_SHA256: str = _pin[2]
 
-# For `pip download` and `pip wheel`: the source package with the pinned hash, and nothing else.
-PIP_OPTIONS = ["--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "-r", str(REQUIREMENT_FILE)]
+# Used without build isolation: the interpreter's environment has the package's build back-end (build-tools.txt).
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+
+
+def download_command(folder: Path) -> list[str]:
+    """The command that puts the source package into the folder, if it has the pinned hash, and nothing else."""
+    options = ["--no-deps", "--no-build-isolation", "--no-binary", "llama-cpp-python", "--require-hashes"]
+    return [*PIP, "download", *options, "-r", str(REQUIREMENT_FILE), "-d", str(folder)]
+
+
+def downloaded(folder: Path) -> Path:
+    """The source package in the folder."""
+    return next(folder.glob("llama_cpp_python-*.tar.gz"))
 
 
 def cache_dir() -> Path:

@@ -49,14 +49,20 @@ def test_damaged_or_unknown_cached_wheel_is_not_used(tmp_path: Path) -> None:
 def test_built_wheel_is_kept_with_what_identifies_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environments = []
 
-    def compile_quickly(command: list[str], *_: object) -> int:
-        environments.append(os.environ["CMAKE_ARGS"])
-        Path(command[command.index("-w") + 1], "llama_cpp_python-0-py3-none-any.whl").write_bytes(b"built")
+    def download_and_compile(command: list[str], *_: object) -> int:
+        if "download" in command:
+            Path(command[command.index("-d") + 1], "llama_cpp_python-0.tar.gz").write_bytes(b"source")
+        else:
+            assert Path(command[-1]).read_bytes() == b"source"
+            environments.append(os.environ["CMAKE_ARGS"])
+            Path(command[command.index("-w") + 1], "llama_cpp_python-0-py3-none-any.whl").write_bytes(b"built")
         return 0
 
     monkeypatch.setenv("CMAKE_ARGS", "-DFROM_ELSEWHERE=ON")
-    monkeypatch.setattr(llama_wheel.quietly, "run", compile_quickly)
+    monkeypatch.setattr(llama_wheel.quietly, "run", download_and_compile)
     folder = tmp_path / "wheels" / "key"
+    (folder.parent / "building-killed").mkdir(parents=True)
+    os.utime(folder.parent / "building-killed", (0, 0))
     built = llama_wheel.build(folder, {"version": "0"})
     assert built.read_bytes() == b"built"
     assert llama_wheel.cached_wheel(folder) == built

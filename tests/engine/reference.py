@@ -42,7 +42,7 @@ class WritingJob:
     path: str
     prompt: list[int]
     n_new: int
-    settings: dict[str, int]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StockProcess:
             self._answers[key] = Answer(np.load(out), answered["log"])
         return self._answers[key]
 
-    def write(self, path: Path, prompt: list[int], n_new: int, **settings: int) -> list[int]:
+    def write(self, path: Path, prompt: list[int], n_new: int, **settings: Any) -> list[int]:
         """The likeliest n_new tokens after the prompt, by llama_cpp.Llama with these settings."""
         key = json.dumps([str(path), prompt, n_new, settings])
         if key not in self._written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -131,7 +132,8 @@ def test_a_model_that_is_closed_leaves_the_others_alone(generated_model: ModelFa
 def test_llama_beside_llama_cpp(generated_model: ModelFactory, stock: StockProcess) -> None:
     """The Python classes, too: the stock one keeps its buffers, splits and text while ours lives."""
     facts = generated_model("qwen2moe")
-    path, sizes = str(facts.path), {"n_ctx": 128, "n_threads": 2, "n_threads_batch": 2, "seed": 1}
+    path = str(facts.path)
+    sizes: dict[str, Any] = {"n_ctx": 128, "n_threads": 2, "n_threads_batch": 2, "seed": 1}
 
     def write(llama: llama_cpp.Llama) -> str:
         answer = llama.create_completion("the rain in an open field", max_tokens=40, temperature=0.0)

@@ -27,7 +27,7 @@ def noise(shape: tuple[int, int]) -> NDArray[np.float32]:
 
 def coarse(shape: tuple[int, int]) -> NDArray[np.float32]:
     """Many ties, and values that need care."""
-    return np.random.default_rng(5).choice(np.float32([np.nan, np.inf, -np.inf, 0, -1]), shape)
+    return np.random.default_rng(5).choice(np.array([np.nan, np.inf, -np.inf, 0, -1], np.float32), shape)
 
 
 @pytest.mark.parametrize("priorities", [zeros, noise, coarse], ids=["LRU", "random", "ties, NaN and infinities"])

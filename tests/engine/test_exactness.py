@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_same_bits_as_stock_of_the_bundled_model(case: str, stock: StockProcess)
 
 @pytest.mark.parametrize("ram_budget", ["12.5%", "50%"])
 def test_same_tokens_as_stock_from_the_bundled_model(ram_budget: str, stock: StockProcess) -> None:
-    settings = {"n_ctx": 256, "n_threads": 2, "n_threads_batch": 2}
+    settings: dict[str, Any] = {"n_ctx": 256, "n_threads": 2, "n_threads_batch": 2}
     with contextlib.closing(Llama(ram_budget=ram_budget, **settings)) as llama:
         prompt = llama.tokenize(b"<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
         got = list(write(llama, prompt, 40))
@@ -109,6 +110,24 @@ def test_one_mutated_weight_is_noticed(
         with pytest.raises(AssertionError, match="other logits"):
             assert_same_bits(got, wanted)
         assert_same_bits(got, stock.run(mutated.path, script).logits)
+
+
+def test_a_long_prompt_whose_slots_lie_far_apart(generated_model: ModelFactory, stock: StockProcess) -> None:
+    """More activations and a wider span of slots than one pass may take, with everything resident: it takes several."""
+    facts = generated_model("many-experts")
+    sizes = {"n_ctx": 4096, "n_ubatch": 4096}
+    script = random_script([4096], N_VOCAB, seed=14)
+    wanted = stock.run(facts.path, script, **sizes).logits
+    with managed(facts.path, 0.9) as (engine, model), model.context(**sizes) as context:
+        assert_same_bits(context.run(script), wanted)  # evictions scatter the layers' experts over the slots
+        engine.set_ram_budget(engine.info.slot_bytes)
+        for _ in range(2):
+            before = engine.stats()
+            context.clear()
+            assert_same_bits(context.run(script), wanted)
+        after = engine.stats()
+    assert after["misses"] == before["misses"], "everything was resident"
+    assert after["passes"] - before["passes"] > after["steps_layers"] - before["steps_layers"]
 
 
 WARMED = ["llama", "qwen2moe", "qwen3moe", "olmoe", "deepseek2", "gpt-oss", "granitemoe", "many-experts", "q4_k_m"]

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from .reference import StockProcess, write
 
 PROMPT = random_script([40], N_VOCAB, seed=8)[0]
 N_NEW = 16
-SETTINGS = {"n_ctx": 128, "n_batch": 32, "n_ubatch": 16, "n_threads": 2, "n_threads_batch": 2}
+SETTINGS: dict[str, Any] = {"n_ctx": 128, "n_batch": 32, "n_ubatch": 16, "n_threads": 2, "n_threads_batch": 2}
 SCRIPT = random_script([1] * 3 + [40] + [1] * 6, N_VOCAB, seed=9)
 MODELS = ["qwen2moe", "deepseek2", "gpt-oss", "q4_k_m"]
 

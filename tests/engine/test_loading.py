@@ -26,12 +26,15 @@ def split_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFacts
 
 
 @pytest.fixture(params=["bundled", "split"])
-def cold_model(request: pytest.FixtureRequest) -> ModelFacts:
-    """A model large enough for a read-ahead to show."""
+def cold_model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelFacts]:
+    """A model large enough for a read-ahead to show, in files that no other process keeps in memory."""
     if request.param == "bundled":
-        return read_facts([bundled_model()])
-    facts: ModelFacts = request.getfixturevalue("split_model")
-    return facts
+        copy = tmp_path / "model.gguf"
+        shutil.copyfile(bundled_model(), copy)
+        yield read_facts([copy])
+        copy.unlink()
+    else:
+        yield request.getfixturevalue("split_model")
 
 
 def test_a_cold_load_reads_no_expert(cold_model: ModelFacts) -> None:

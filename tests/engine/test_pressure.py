@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,7 +27,7 @@ WANTED, LEAST = 10_000, 100
 
 
 PROMPT, N_NEW = random_script([30], N_VOCAB, seed=12)[0], 12
-SETTINGS = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
+SETTINGS: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
 
 
 @pytest.fixture(autouse=True)

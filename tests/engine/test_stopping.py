@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models.fixtures import ModelFactory
@@ -20,7 +21,7 @@ from .reference import StockProcess
 
 SCRIPT = random_script([1] * 4 + [150] + [1] * 4, N_VOCAB, seed=10)
 PROMPT, N_NEW = SCRIPT[4][:40], 12
-SETTINGS = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
+SETTINGS: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
 ABORTED = 2  # llama_decode's answer
 
 

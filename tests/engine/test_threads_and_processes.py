@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import pytest
@@ -26,7 +27,7 @@ from .reference import StockProcess, write
 
 SCRIPT = random_script([1] * 20 + [60] + [1] * 20, N_VOCAB, seed=11)
 PROMPT, N_NEW = SCRIPT[20][:30], 12
-SETTINGS = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
+SETTINGS: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "n_threads_batch": 1}
 
 
 # ---- threads

@@ -24,7 +24,7 @@ from ..managed import managed
 from ..reference import write
 
 
-def fork(path: str, prompt: list[int], n_new: int, settings: dict[str, int], busy: bool) -> dict[str, Any]:
+def fork(path: str, prompt: list[int], n_new: int, settings: dict[str, Any], busy: bool) -> dict[str, Any]:
     """Fork after writing, or while another thread writes: what the forked child meets, and how it ends."""
 
     def forked(llama: Llama) -> tuple[list[str], int]:

@@ -10,7 +10,7 @@ from pyengine import Llama
 from ..reference import write
 
 
-def interrupted(path: str, ram_budget: str, prompt: list[int], n_new: int, settings: dict[str, int]) -> dict[str, Any]:
+def interrupted(path: str, ram_budget: str, prompt: list[int], n_new: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Write tokens again and again until Ctrl-C, five times; then write them once more. Says "writing" each time it
     starts."""
     rounds = 0
