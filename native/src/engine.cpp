@@ -62,11 +62,11 @@ void Engine::start(uint64_t budget) {
     classes_ = std::move(classes);
     apply_budget(budget);
     try {
-        disk_ = std::make_unique<DiskTier>(
-            std::move(files_), index_.largest_piece(), kIoThreads,
-            [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
-                classes_[tag >> 32].arena->write(static_cast<uint32_t>(tag), piece, bytes);
-            });
+        disk_ =
+            std::make_unique<DiskTier>(std::move(files_), index_.largest_piece(), kIoThreads,
+                                       [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
+                                           classes_[tag >> 32].arena->write(static_cast<uint32_t>(tag), piece, bytes);
+                                       });
     } catch (...) {
         closed_ = true; // the files are gone
         throw;

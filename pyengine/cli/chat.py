@@ -9,6 +9,8 @@ import click
 from pyengine.cli import inputs
 from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options
 
+#: Tokens of an answer that nobody watches, unless -n says otherwise: a small model may go round in circles.
+MOST_UNATTENDED = 1024
 DEFAULT_QUESTION = "Hello! Who are you, and what can you help me with?"
 
 
@@ -49,6 +51,8 @@ def command(
     if question is None and not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         question = inputs.from_pipe() or DEFAULT_QUESTION
     with opened(model_options) as (llm, _):
+        if question is not None and n_predict < 0:
+            n_predict = MOST_UNATTENDED
         conversation = Conversation(llm, sampling, max_tokens=n_predict, system=system)
         if question is not None:
             from pyengine.cli.oneshot import answer_once

@@ -120,13 +120,13 @@ def test_events_come_in_the_same_order_however_few_are_taken(generated_model: Mo
     for capacity in (7, 1 << 16):
         with managed(facts.path, 0.3) as (engine, model), model.context() as context:
             parts = []
-            for chunk in MIXED:
+            for chunk in TOKEN_BY_TOKEN:
                 context.decode(chunk)
                 parts += list(engine.events(capacity))
             while len(part := engine.events(capacity)):
                 parts += list(part)
             taken.append([tuple(e) for e in parts])
-    assert len(taken[0]) > 7 * len(MIXED)
+    assert len(taken[0]) > 7 * len(TOKEN_BY_TOKEN)
     assert taken[0] == taken[1]
 
 

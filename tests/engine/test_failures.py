@@ -32,7 +32,7 @@ MODELS = ["qwen2moe", "deepseek2", "gpt-oss", "q4_k_m"]
 
 
 @contextlib.contextmanager
-def opened(path: Path, ram_budget: str = "30%") -> Iterator[Llama]:
+def opened(path: Path, ram_budget: str = "60%") -> Iterator[Llama]:
     with contextlib.closing(Llama(path, ram_budget=ram_budget, **SETTINGS)) as llama:
         yield llama
 
@@ -56,7 +56,8 @@ def loads(llama: Llama) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("where", ["prompt", "answer"])
 @pytest.mark.parametrize("layer", ["first", "last"])
-@pytest.mark.parametrize("model_id", MODELS)
+# With slots for all that 16 tokens want of a layer, the order of loads is the same in every run.
+@pytest.mark.parametrize("model_id", ["qwen2moe", "deepseek2", "gpt-oss", "llama-q4_k"])
 def test_the_conversation_survives_a_read_error(
     model_id: str, where: str, layer: str, generated_model: ModelFactory, stock: StockProcess
 ) -> None:
