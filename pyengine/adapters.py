@@ -15,7 +15,8 @@ def refuse_expert_adapter(path: Path) -> None:
     try:
         names = [tensor.name for tensor in GGUFReader(path).tensors]
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ModelFileError(f"cannot read the LoRA adapter {path}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelFileError(f"cannot read the LoRA adapter {path}: {why}") from error
     experts = [name for name in names if "_exps" in name]
     if experts:
         raise UnmanagedModelError(

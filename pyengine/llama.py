@@ -37,6 +37,9 @@ _log = logging.getLogger("pyengine")
 #: The weights that go to our buffer type. Biases and scales of experts stay with llama.cpp and keep the model's ids.
 _EXPERT_WEIGHTS = rb"blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$"
 
+#: GGML_MAX_N_THREADS of ggml.h; more would write past an array there.
+_MOST_THREADS = 512
+
 _Result = TypeVar("_Result")
 
 
@@ -83,6 +86,8 @@ class Llama(llama_cpp.Llama):
         kwargs.setdefault("verbose", False)
         kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
         kwargs["n_threads_batch"] = kwargs.get("n_threads_batch") or default_threads()
+        if max(kwargs["n_threads"], kwargs["n_threads_batch"]) > _MOST_THREADS:
+            raise ValueError(f"n_threads and n_threads_batch must be at most {_MOST_THREADS}")
         if kwargs.get("vocab_only"):
             self._engaged = "vocabulary only"
         else:
@@ -270,13 +275,15 @@ class _Closed:
 
 @contextlib.contextmanager
 def _reasons() -> Iterator[None]:
-    """Let a ModelFileError also say the reason, which llama.cpp logs first, before it says that it gives up."""
+    """Let a ModelFileError, or llama_cpp's own ValueError, also say the reason, which llama.cpp logs first, before it
+    says that it gives up."""
     with errors_said() as said:
         try:
             yield
-        except ModelFileError as error:
-            reasons = [_LOG_PREFIX.sub("", line) for line in said[:1]]
-            raise ModelFileError(": ".join([str(error), *reasons])) from error
+        except ValueError as error:
+            if not said or type(error) not in (ModelFileError, ValueError):
+                raise
+            raise type(error)(f"{error}: {_LOG_PREFIX.sub('', said[0])}") from error
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:

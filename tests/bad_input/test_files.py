@@ -122,7 +122,7 @@ def test_failures_leave_no_memory_behind(sound: Gguf, sound_path: Path, write: W
         write(sound.with_tensor("blk.1.attn_q.weight", name="blk.1.attn_p.weight"), "loading.gguf"),
         sound_path,
     ]
-    outcome = in_process(attempts, paths, 15)
+    outcome = in_process(attempts, paths, 8)
     last, growth = outcome.result
     assert [bool(one.kinds) for one in last] == [True, True, True, False], outcome
     assert all(one.left == {} for one in last), outcome

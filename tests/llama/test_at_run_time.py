@@ -82,7 +82,7 @@ def test_a_budget_that_cannot_be_leaves_the_old_one(opened: Opened) -> None:
 
 def test_the_budget_changes_under_a_stream_and_the_text_does_not(opened: Opened) -> None:
     llm = opened(ram_budget="100%")
-    question: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 40, "temperature": 0.0}
+    question: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0.0}
     expected = PROBES["completion"](llm, **question)["choices"][0]["text"]
     done = threading.Event()
     slots: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,21 @@ def test_overrides_that_cannot_be_are_refused(overrides: dict[str, int]) -> None
     (key,) = overrides
     with pytest.raises(ValueError, match=key):
         Llama(kv_overrides=overrides, **THREADS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"n_ctx": -5}, "Failed to create llama_context: failed to initialize the context: n_ctx_seq == 0"),
+        ({"n_ctx": 0, "n_batch": 0}, "n_batch and n_ubatch cannot both be zero"),
+        ({"type_v": llama_cpp.GGML_TYPE_Q8_0}, "quantized V cache requires flash_attn"),
+        ({"n_threads": 513}, "n_threads and n_threads_batch must be at most 512"),
+    ],
+    ids=str,
+)
+def test_a_context_that_cannot_be_says_why(options: dict[str, Any], reason: str, generated_model: ModelFactory) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        Llama(generated_model("llama").path, **(THREADS | options))
 
 
 def test_a_model_without_experts_runs_as_stock(
