@@ -360,6 +360,10 @@ TEST(split_models) {
     refused_first(PYE_E_FORMAT, name(2), "general.architecture"); // only the first part has the keys
     write_model(folder.file("other.gguf"), bytes[0]);
     refused_first(PYE_E_FORMAT, folder.file("other.gguf"), "-00001-of-00003.gguf");
+    GgufBytes absurd = model_keys();
+    absurd.u32("split.count", 10000);
+    write_model(folder.file("m-00001-of-10000.gguf"), absurd.build());
+    refused_first(PYE_E_FORMAT, folder.file("m-00001-of-10000.gguf"), "10000");
 
     write_model(name(2), std::vector<uint8_t>(bytes[1].begin(), bytes[1].end() - 5000));
     refused_first(PYE_E_FORMAT, name(1), name(2));

@@ -4,6 +4,7 @@
 #include "error.h"
 #include "files.h"
 
+#include <algorithm>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -14,8 +15,11 @@ namespace {
 
 constexpr size_t kPage = platform::kPage;
 
-// What the next madvise(MADV_POPULATE_WRITE) is answered, 0 for the system's own answer.
-int  g_populate_answer = 0;
+// What madvise(MADV_POPULATE_WRITE) is answered, 0 for the system's own answer.
+int g_populate_answer = 0;
+// The most bytes that one pread() gives, and how many are interrupted by a signal before they give any.
+size_t g_pread_most = SIZE_MAX, g_interruptions = 0;
+
 bool contains(const std::string & text, const std::string & part) { return text.find(part) != std::string::npos; }
 
 // Whether the system can read this byte: unlike reading it ourselves, asking does not end the process.
@@ -64,6 +68,16 @@ extern "C" int madvise(void * address, size_t size, int advice) noexcept {
         return -1;
     }
     return static_cast<int>(syscall(SYS_madvise, address, size, advice));
+}
+
+// In the place of the C library's: a system may give less than it was asked for at any time.
+extern "C" ssize_t pread(int fd, void * to, size_t size, off_t offset) {
+    if (g_interruptions > 0) {
+        --g_interruptions;
+        errno = EINTR;
+        return -1;
+    }
+    return syscall(SYS_pread64, fd, to, std::min(size, g_pread_most), offset);
 }
 
 TEST(reserved_addresses_have_no_memory) {
@@ -200,6 +214,24 @@ TEST(read_at_is_short_only_at_the_end) {
         CHECK_EQUAL(platform::read_at(file, bytes, 0, 0), 0);
         platform::close_file(file);
         CHECK_EQUAL(platform::read_at(file, bytes, kPage, 0), -EBADF);
+    }
+}
+
+TEST(read_at_goes_on_after_a_part_and_after_a_signal) {
+    TemporaryFolder folder;
+    write_pattern(folder.file("a"), 0, 3 * kPage + 100);
+    for (const bool buffered : {false, true}) {
+        platform::File file = buffered ? open_buffered(folder.file("a")) : platform::open_file(folder.file("a"));
+        alignas(kPage) static uint8_t bytes[4 * kPage];
+        memset(bytes, 0, sizeof bytes);
+        g_pread_most      = buffered ? 100 : kPage;
+        g_interruptions   = 3;
+        const int64_t got = platform::read_at(file, bytes, 4 * kPage, 0);
+        g_pread_most      = SIZE_MAX;
+        CHECK_EQUAL(got, int64_t(3 * kPage + 100));
+        CHECK_EQUAL(g_interruptions, 0u);
+        CHECK(is_pattern(bytes, 0, 0, 3 * kPage + 100));
+        platform::close_file(file);
     }
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-# Shared with `make native-test`, so that neither compiles what the other has compiled.
+# Kept, so that only what has changed is compiled again.
 BUILD = ROOT / "build" / "native-test"
 PROGRAMS = sorted(path.stem for path in HERE.glob("*.cpp"))
 
