@@ -11,6 +11,7 @@ from typing import Any
 
 from pyengine.architectures import MANAGED
 from pyengine.budget import Budget, resolve
+from pyengine.bundles import use_bundle
 from pyengine.errors import UnmanagedModelError, UsageError
 from pyengine.native import ModelInfo, NativeEngine
 from pyengine.pressure import PressureWatch
@@ -26,13 +27,14 @@ class ExpertEngine:
     Args:
         path: GGUF file, the first one of a split model.
         ram_budget: see pyengine.budget.resolve.
+        bundle: see pyengine.bundles.use_bundle.
 
     Raises:
-        ModelFileError, BudgetError, MemoryError.
+        ModelFileError, StaleBundleError, BudgetError, MemoryError.
         UnmanagedModelError: the model has no experts, or an architecture or layout that is not managed.
     """
 
-    def __init__(self, path: Path, ram_budget: Budget) -> None:
+    def __init__(self, path: Path, ram_budget: Budget, bundle: str | Path = "use") -> None:
         self._owner = os.getpid()
         self._wanted = ram_budget
         self._watch: PressureWatch | None = None
@@ -43,6 +45,7 @@ class ExpertEngine:
                 raise UnmanagedModelError(
                     f"architecture {info.architecture!r} is not managed (yet); its experts stay with stock llama.cpp"
                 )
+            self._bundle = use_bundle(self._native, path, bundle)
             # "auto" is settled when the rest of the model has taken its memory.
             self._native.start(
                 info.least_budget
@@ -100,7 +103,8 @@ class ExpertEngine:
         kept = f"{per_layer:.0f}" if per_layer == int(per_layer) else f"{per_layer:.1f}"
         return (
             f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB) in "
-            f"RAM over disk, {info.kernels}, {'direct' if info.direct_io else 'buffered'} I/O"
+            f"RAM over {'disk' if self._bundle is None else 'bundle ' + self._bundle.name}, {info.kernels}, "
+            f"{'direct' if info.direct_io else 'buffered'} I/O"
         )
 
     def stats(self) -> dict[str, Any]:
@@ -119,6 +123,7 @@ class ExpertEngine:
             "stall_seconds": raw["stall_ns"] / 1e9,
             "compute_seconds": raw["compute_ns"] / 1e9,
             "load_seconds": raw["load_ns"] / 1e9,
+            "io_seconds": raw["io_ns"] / 1e9,
             "expert_ffns": raw["steps_layers"],
             "passes": raw["passes"],
             "resident": raw["resident"],
@@ -129,12 +134,19 @@ class ExpertEngine:
             "expert_bytes": self._info.expert_bytes,
             "least_budget": self._info.least_budget,
             "layers": self._info.n_layer,
+            "bundle": None if self._bundle is None else str(self._bundle),
         }
 
     @property
     def native(self) -> NativeEngine:
         """The engine itself, for tools that read events or set priorities."""
         return self._native
+
+    def say_notice(self) -> None:
+        """Log what did not fail and yet should be known, if there is anything."""
+        notice = self._native.take_notice()
+        if notice:
+            _log.warning("%s", notice)
 
     def explain(self, error: Exception) -> Exception:
         """The reason behind a failure that llama.cpp reports only as a number, else `error` itself."""
@@ -155,10 +167,10 @@ class ExpertEngine:
         self._native.close()
 
 
-def open_engine(path: Path, ram_budget: Budget, say: Callable[[str], None]) -> ExpertEngine | None:
+def open_engine(path: Path, ram_budget: Budget, bundle: str | Path, say: Callable[[str], None]) -> ExpertEngine | None:
     """An engine for the model, or None, with one plain line said, if stock llama.cpp must run it alone."""
     try:
-        return ExpertEngine(path, ram_budget)
+        return ExpertEngine(path, ram_budget, bundle)
     except UnmanagedModelError as reason:
         say(f"{path.name}: {reason}")
         return None

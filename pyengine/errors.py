@@ -15,6 +15,10 @@ class ModelFileError(PyengineError, ValueError):
     """The model file is missing, unreadable, damaged, or of a kind llama.cpp does not know."""
 
 
+class StaleBundleError(PyengineError):
+    """A bundle that does not belong to this model file, this ggml or this CPU."""
+
+
 class BudgetError(PyengineError, ValueError):
     """The expert budget is too small or not understood."""
 

@@ -26,6 +26,7 @@ from pyengine import startup
 from pyengine.adapters import refuse_expert_adapter
 from pyengine.budget import Budget, check_wording
 from pyengine.bundled import bundled_model
+from pyengine.bundles import check_wording as check_bundle_wording
 from pyengine.engine import ExpertEngine, open_engine
 from pyengine.errors import ModelFileError, UsageError, one_line
 from pyengine.llama_log import errors_said
@@ -62,26 +63,39 @@ class Llama(llama_cpp.Llama):
     Args:
         model_path: GGUF file (the first one of a split model); None is the small model that comes with the package.
         ram_budget: "auto" (what the machine can spare), a share of all experts ("50%"), a size ("2GiB") or bytes.
+        bundle: "use" reads experts from the model's bundle if there is one that fits (beside the model or in the cache
+            folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
         **kwargs: everything llama_cpp.Llama takes. Differences: verbose is False and n_threads all cores by default;
             use_mmap and use_mlock do not concern experts; unknown keywords are errors.
 
     Raises:
         ModelFileError: the file is missing, damaged, or of a kind llama.cpp does not know.
         BudgetError: the budget is not understood or below the least this model needs.
+        StaleBundleError: the bundle that was named does not fit.
         StartupError: the installed llama.cpp does not fit this package or this machine.
         TypeError: an unknown keyword.
     """
 
     _engine: ExpertEngine | None = None  # __del__ closes also what __init__ never began
 
-    def __init__(self, model_path: str | Path | None = None, *, ram_budget: Budget = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model_path: str | Path | None = None,
+        *,
+        ram_budget: Budget = "auto",
+        bundle: str | Path = "use",
+        **kwargs: Any,
+    ) -> None:
         self._engaged = ""
         self._ram_budget = ram_budget
+        self._bundle = bundle
         self._user = OneUser()
+        self.observers: list[Callable[[], None]] = []  # called after each computation, on its thread
         self._params: Any = None
         startup.check()
         _refuse_unknown(kwargs)
         check_wording(ram_budget)
+        check_bundle_wording(bundle)
         path = Path(bundled_model() if model_path is None else model_path)
         kwargs.setdefault("verbose", False)
         kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
@@ -92,7 +106,7 @@ class Llama(llama_cpp.Llama):
             self._engaged = "vocabulary only"
         else:
             with _reasons():
-                self._engine = open_engine(path, ram_budget, self._note_stock)
+                self._engine = open_engine(path, ram_budget, bundle, self._note_stock)
         try:
             if self._engine is not None:
                 if kwargs.get("lora_path"):
@@ -169,7 +183,11 @@ class Llama(llama_cpp.Llama):
             with user.computing():
                 try:
                     with errors_said():  # the reason follows as an exception
-                        return compute(batch)
+                        result = compute(batch)
+                    engine.say_notice()
+                    for look in self.observers:
+                        look()
+                    return result
                 except RuntimeError as error:
                     reason = engine.explain(error)
                     if reason is error:
@@ -226,8 +244,8 @@ class Llama(llama_cpp.Llama):
             managed (bool; all else is 0 or None if False), hits, misses (one per distinct expert, layer and step),
             hit_rate (None before the first access), evictions, bytes_read, reads, read_errors, stall_seconds (kernels
             waiting for experts), compute_seconds (in expert kernels), load_seconds (summed over I/O threads),
-            expert_ffns, passes, resident (experts now), resident_bytes, slots, budget_bytes, experts, expert_bytes,
-            least_budget, layers.
+            io_seconds (with at least one load under way), expert_ffns, passes, resident (experts now), resident_bytes,
+            slots, budget_bytes, bundle (the path in use or None), experts, expert_bytes, least_budget, layers.
         """
         return self._engine.stats() if self._engine is not None else dict(_NO_STATS)
 
@@ -259,6 +277,7 @@ class Llama(llama_cpp.Llama):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state["ram_budget"] = self._ram_budget
+        state["bundle"] = self._bundle
         return state
 
 
@@ -305,10 +324,11 @@ def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
 _NO_STATS: dict[str, Any] = {
     "managed": False,
     "hit_rate": None,
+    "bundle": None,
     **dict.fromkeys(
         (
-            "hits misses evictions bytes_read reads read_errors stall_seconds compute_seconds load_seconds expert_ffns "
-            "passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers"
+            "hits misses evictions bytes_read reads read_errors stall_seconds compute_seconds load_seconds io_seconds "
+            "expert_ffns passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers"
         ).split(),
         0,
     ),

@@ -20,6 +20,7 @@ from pyengine.errors import (
     ExpertReadError,
     ModelFileError,
     PyengineError,
+    StaleBundleError,
     UnmanagedModelError,
     UsageError,
     one_line,
@@ -31,6 +32,7 @@ _ERRORS: dict[int, type[PyengineError]] = {
     lib.PYE_E_UNSUPPORTED: UnmanagedModelError,
     lib.PYE_E_BUDGET: BudgetError,
     lib.PYE_E_STATE: UsageError,
+    lib.PYE_E_STALE: StaleBundleError,
 }
 
 #: pye_event, see the header. `kind` is 0 hit, 1 miss, 2 eviction.
@@ -49,12 +51,17 @@ class ModelInfo:
     n_class: int
     n_file: int
     direct_io: bool
+    bundle: bool
+    bundle_repacked: bool
     n_experts_total: int
     file_bytes: int
     expert_bytes: int
     slot_bytes: int
     least_budget: int
     expert_used_bytes: int
+
+
+_FLAGS = ("direct_io", "bundle", "bundle_repacked")
 
 
 def _check(code: int) -> None:
@@ -70,6 +77,11 @@ def built_for() -> str:
     return str(ffi.string(lib.pye_built_for()).decode())
 
 
+def checksum(content: bytes | bytearray | memoryview) -> int:
+    """XXH3 (64 bits, seed 0) of the bytes, as bundles use it."""
+    return int(lib.pye_checksum(ffi.from_buffer(content), memoryview(content).nbytes))
+
+
 class NativeEngine:
     """One model's experts.
 
@@ -83,6 +95,7 @@ class NativeEngine:
         out = ffi.new("pye_engine **")
         _check(lib.pye_open(fsencode(path), out))
         self._handle = out[0]
+        self._notice = ffi.new("char[1024]")
 
     @property
     def info(self) -> ModelInfo:
@@ -90,7 +103,26 @@ class NativeEngine:
         _check(lib.pye_get_info(self._open(), raw))
         text = {name: ffi.string(getattr(raw, name)).decode("utf-8", "replace") for name in ("architecture", "kernels")}
         numbers = {name: getattr(raw, name) for name, _ in ffi.typeof("pye_info").fields if name not in text}
-        return ModelInfo(**text, **(numbers | {"direct_io": bool(raw.direct_io)}))
+        return ModelInfo(**text, **(numbers | {name: bool(numbers[name]) for name in _FLAGS}))
+
+    def bundle_tables(self, raw: bool) -> bytearray:
+        """Header and tables of a bundle of this model for this machine, see pye_bundle_header; before start().
+        Raises ModelFileError."""
+        needed = ffi.new("uint64_t *")
+        _check(lib.pye_bundle_tables(self._open(), raw, ffi.NULL, 0, needed))
+        out = bytearray(needed[0])
+        _check(lib.pye_bundle_tables(self._open(), raw, ffi.from_buffer(out), len(out), needed))
+        return out
+
+    def bundle_record(self, raw: bool, layer: int, expert: int, out: Any) -> None:
+        """Fill `out`, a writable buffer of record_bytes bytes, with the record of one expert; before start().
+        Raises ModelFileError."""
+        _check(lib.pye_bundle_record(self._open(), raw, layer, expert, ffi.from_buffer(out, require_writable=True)))
+
+    def use_bundle(self, path: str | Path) -> None:
+        """Read misses from this bundle; before start(). Raises StaleBundleError, ModelFileError if it is damaged or
+        incomplete."""
+        _check(lib.pye_use_bundle(self._open(), fsencode(path)))
 
     def start(self, ram_budget: int) -> None:
         """Make slots for `ram_budget` bytes. Raises BudgetError, MemoryError."""
@@ -134,6 +166,24 @@ class NativeEngine:
         if code == lib.PYE_E_FILE:
             return ExpertReadError(message)
         return _ERRORS.get(code, PyengineError)(message)
+
+    def take_notice(self) -> str:
+        """What did not fail and yet should be known, once, e.g. a damaged record of the bundle; else empty."""
+        lib.pye_take_notice(self._open(), self._notice, len(self._notice))
+        return one_line(ffi.string(self._notice).decode("utf-8", "replace")) if self._notice[0] != b"\0" else ""
+
+    def set_replay(self, ids: npt.NDArray[np.int32]) -> None:
+        """Expert ids for the following steps in the place of the router's, begun anew after the last; none ends it.
+
+        Args:
+            ids: int32 [n_step, n_layer, n_expert_used].
+
+        Raises:
+            PyengineError: an id or a shape that does not fit the model.
+        """
+        values = np.ascontiguousarray(ids, dtype=np.int32)
+        n_step, _, n_used = values.shape
+        _check(lib.pye_set_replay(self._open(), ffi.from_buffer("int32_t[]", values), n_step, n_used))
 
     def inject_read_errors(self, after: int, n: int) -> None:
         """For tests: after `after` more loads, the next `n` fail."""

@@ -57,7 +57,8 @@ enum {
     PYE_E_UNSUPPORTED = -4, /* valid, but this engine does not manage it: use stock llama.cpp */
     PYE_E_BUDGET      = -5, /* the budget is below pye_info.least_budget */
     PYE_E_MEMORY      = -6, /* the system refused memory */
-    PYE_E_STATE       = -7  /* called at the wrong moment */
+    PYE_E_STATE       = -7, /* called at the wrong moment */
+    PYE_E_STALE       = -8  /* a bundle that does not belong to this model, this ggml or this CPU */
 };
 
 /* What pye_open() learned from the file. All sizes in bytes. */
@@ -70,6 +71,8 @@ typedef struct {
     int32_t  n_class;           /* shape classes */
     int32_t  n_file;            /* files of a split model, 1 otherwise */
     int32_t  direct_io;         /* 1 if every file is read past the page cache */
+    int32_t  bundle;            /* 1 if experts are read from a bundle */
+    int32_t  bundle_repacked;   /* 1 if that needs no repacking */
     uint64_t n_experts_total;   /* experts in all layers together */
     uint64_t file_bytes;        /* size of all files */
     uint64_t expert_bytes;      /* of those, expert tensors */
@@ -91,12 +94,83 @@ typedef struct {
     uint64_t stall_ns;       /* time the kernels waited for loads */
     uint64_t compute_ns;     /* time inside the stock kernels */
     uint64_t load_ns;        /* time inside loads, summed over I/O threads */
+    uint64_t io_ns;          /* time with at least one load under way */
     uint64_t resident;       /* experts resident now */
     uint64_t resident_bytes; /* bytes of their slots */
     uint64_t slots;          /* slots the present budget gives */
     uint64_t budget_bytes;   /* bytes of these slots */
     uint64_t events_lost;    /* events overwritten before pye_events() took them */
 } pye_stats;
+
+/* ---- the bundle: experts on disk the way they are read
+ *
+ * A file beside the model. Every expert is one *record*: its matrices as they lie in a slot, so that a miss is one direct read
+ * into the slot. Little endian; offsets and sizes in bytes, from the start of the file unless said otherwise:
+ *
+ *   0             pye_bundle_header
+ *   header_bytes  pye_bundle_source [n_source]
+ *   then          pye_bundle_layer  [n_variant][n_layer]
+ *   then          pye_bundle_place  [n_variant][n_record]
+ *   data_offset   records, each at a multiple of 4096, in any order
+ *
+ * Every checksum and signature is XXH3 (64 bits) with seed 0. A reader refuses a bundle unless all of the fingerprint agrees: format
+ * version, ggml version, architecture, every source, and for each layer every field of its matrices. A *variant* is a full set
+ * of records in one precision; variant 0 is the model's own. This version of the library writes one and reads the first. */
+
+enum { PYE_BUNDLE_VERSION = 1 };
+
+typedef struct {
+    char     magic[8];       /* "pyebndl" and a zero */
+    uint32_t format_version; /* PYE_BUNDLE_VERSION */
+    uint32_t header_bytes;   /* sizeof(pye_bundle_header) */
+    uint64_t checksum;       /* of the bytes from the end of this field to data_offset */
+    uint64_t data_offset;    /* multiple of 4096 */
+    uint64_t file_bytes;     /* of the whole bundle when complete */
+    uint64_t n_done;         /* records written so far, in order of their offsets; complete when n_variant * n_record */
+    uint32_t n_source;       /* files of the model */
+    uint32_t n_variant;      /* at least 1 */
+    uint32_t n_layer;        /* layers that have experts */
+    uint32_t n_record;       /* experts in all layers together */
+    char     ggml_version[32]; /* its layouts may change with it */
+    char     architecture[64]; /* GGUF key general.architecture */
+    char     order[64];        /* what the order of the records follows; information only */
+    char     reserved[32];     /* zero */
+} pye_bundle_header;
+
+/* A file of the model. */
+typedef struct {
+    uint64_t bytes;
+    int64_t  mtime_ns; /* of its last change, since 1970 */
+    uint64_t
+        digest; /* of its metadata (all before the tensor data) and the first 4096 bytes of each expert tensor in it */
+} pye_bundle_source;
+
+/* One matrix of an expert, in every record of the layer. */
+typedef struct {
+    char     role[16];  /* "gate", "up", "down" or "gate_up" */
+    uint32_t type;      /* ggml_type */
+    uint32_t repacked;  /* 1 if in the CPU kernels' layout, 0 if as in the GGUF file */
+    uint64_t ne0;       /* input width, elements */
+    uint64_t ne1;       /* output width, rows */
+    uint64_t offset;    /* in the record */
+    uint64_t bytes;     /* of the matrix */
+    uint64_t signature; /* of the layout: what repacking makes of a known pattern; 0 if not repacked */
+} pye_bundle_matrix;
+
+typedef struct {
+    uint32_t          block; /* N of blk.N */
+    uint32_t          n_expert;
+    uint32_t          n_matrix;     /* 2 or 3 */
+    uint32_t          first;        /* number of the record of its expert 0 within the variant */
+    uint64_t          record_bytes; /* multiple of 4096 */
+    pye_bundle_matrix matrix[3];    /* zero beyond n_matrix */
+} pye_bundle_layer;
+
+/* Where a record lies. */
+typedef struct {
+    uint64_t offset;   /* multiple of 4096 */
+    uint64_t checksum; /* of record_bytes bytes; 0 while the record is not written */
+} pye_bundle_place;
 
 /* What happened to one expert, in order. */
 enum { PYE_EVENT_HIT = 0, PYE_EVENT_MISS = 1, PYE_EVENT_EVICT = 2 };
@@ -118,6 +192,31 @@ PYE_API const char * pye_built_for(void);
 /* Index the experts of a GGUF model (for a split model: its first file). Reads metadata, no tensor data. Fails with
  * PYE_E_UNSUPPORTED when the model has no experts or stores them in a way this engine does not manage. */
 PYE_API int32_t pye_open(const char * path, pye_engine ** out);
+
+/* The header and tables of a bundle of this model, of this ggml and CPU: records in file order, nothing done yet, checksums
+ * zero. `raw` keeps every matrix as it is in the GGUF file, for other CPUs. Fills up to `capacity` bytes of `out` and sets
+ * `*needed` (pye_bundle_header.data_offset). Reads a few pages of every file. */
+PYE_API int32_t pye_bundle_tables(pye_engine * engine, int32_t raw, void * out, uint64_t capacity, uint64_t * needed);
+
+/* The record of one expert: pye_bundle_layer.record_bytes bytes. Reads the model's file. `layer` counts layers that have
+ * experts. Not at the same time from several threads. */
+PYE_API int32_t pye_bundle_record(pye_engine * engine, int32_t raw, uint32_t layer, uint32_t expert, void * out);
+
+/* XXH3, 64 bits, seed 0. */
+PYE_API uint64_t pye_checksum(const void * bytes, uint64_t n);
+
+/* Before pye_start(): read misses from this bundle. Fails with PYE_E_STALE if its fingerprint is not that of this model, ggml
+ * and CPU, with PYE_E_FORMAT if it is damaged or incomplete; the engine then works without. */
+PYE_API int32_t pye_use_bundle(pye_engine * engine, const char * path);
+
+/* Something the user should know that did not fail: a sentence once, else empty. E.g. a damaged record of a bundle, whose
+ * expert is read from the model's file instead. */
+PYE_API void pye_take_notice(pye_engine * engine, char * sentence, size_t capacity);
+
+/* For benchmarks of movement with random weights: from the next step on, expert ids come from here and not from the router;
+ * [n_step][n_layer][n_used], row-major, begun anew after the last. A step with several tokens takes as many rows. n_step = 0
+ * gives the router back its say. */
+PYE_API int32_t pye_set_replay(pye_engine * engine, const int32_t * ids, size_t n_step, size_t n_used);
 
 PYE_API int32_t pye_get_info(const pye_engine * engine, pye_info * out);
 

@@ -1,8 +1,10 @@
 // The public functions: the only catch-all, and the only place where errors become codes and sentences.
 #include "backend.h"
+#include "checksum.h"
 #include "engine.h"
 #include "error.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -18,6 +20,13 @@ thread_local std::string g_last_error;
 int32_t failed(int32_t code, const std::string & sentence) {
     g_last_error = sentence;
     return code;
+}
+
+void copy_text(const std::string & text, char * to, size_t capacity) {
+    if (capacity > 0) {
+        strncpy(to, text.c_str(), capacity - 1);
+        to[capacity - 1] = '\0';
+    }
 }
 
 template <class F> int32_t guarded(F && body) {
@@ -47,6 +56,32 @@ int32_t pye_open(const char * path, pye_engine ** out) {
         pye::register_device();
         *out = new pye_engine{std::move(engine)};
     });
+}
+
+int32_t pye_bundle_tables(pye_engine * e, int32_t raw, void * out, uint64_t capacity, uint64_t * needed) {
+    return guarded([&] {
+        const auto bytes = e->engine->tables(raw != 0);
+        memcpy(out, bytes.data(), std::min<uint64_t>(capacity, bytes.size()));
+        *needed = bytes.size();
+    });
+}
+
+int32_t pye_bundle_record(pye_engine * e, int32_t raw, uint32_t layer, uint32_t expert, void * out) {
+    return guarded([&] { e->engine->record(raw != 0, layer, expert, static_cast<uint8_t *>(out)); });
+}
+
+uint64_t pye_checksum(const void * bytes, uint64_t n) { return pye::checksum(bytes, n); }
+
+int32_t pye_use_bundle(pye_engine * e, const char * path) {
+    return guarded([&] { e->engine->use_bundle(path); });
+}
+
+void pye_take_notice(pye_engine * e, char * sentence, size_t capacity) {
+    (void)guarded([&] { copy_text(e->engine->take_notice(), sentence, capacity); });
+}
+
+int32_t pye_set_replay(pye_engine * e, const int32_t * ids, size_t n_step, size_t n_used) {
+    return guarded([&] { e->engine->set_replay(ids, n_step, n_used); });
 }
 
 int32_t pye_get_info(const pye_engine * e, pye_info * out) {
@@ -80,10 +115,7 @@ size_t pye_events(pye_engine * e, pye_event * out, size_t capacity) {
 int32_t pye_take_failure(pye_engine * e, char * reason, size_t capacity) {
     std::string   why;
     const int32_t code = e->engine->take_failure(&why);
-    if (capacity > 0) {
-        strncpy(reason, why.c_str(), capacity - 1);
-        reason[capacity - 1] = '\0';
-    }
+    copy_text(why, reason, capacity);
     return code;
 }
 

@@ -1,11 +1,9 @@
 #include "disk_tier.h"
 
+#include "checksum.h"
 #include "error.h"
 
-#include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 namespace pye {
 
@@ -13,10 +11,6 @@ namespace {
 
 uint64_t round_down(uint64_t x, uint64_t to) { return x / to * to; }
 uint64_t round_up(uint64_t x, uint64_t to) { return (x + to - 1) / to * to; }
-
-struct Free {
-    void operator()(uint8_t * p) const { free(p); }
-};
 
 // The part of a file that covers `segment` and starts and ends where direct reads may.
 Segment aligned_cover(const platform::File & file, const Segment & segment) {
@@ -32,7 +26,37 @@ std::string read_failure(const platform::File & file, const Segment & segment, i
     return "reading " + where + ": the file ends too early (was it truncated or replaced?)";
 }
 
+std::string changed_failure(const platform::File & file) {
+    return file.path + " was changed while it was in use; load the model again";
+}
+
+uint64_t nanoseconds_since(std::chrono::steady_clock::time_point start) {
+    return static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
+}
+
 } // namespace
+
+void read_now(const platform::File & file, uint64_t offset, uint64_t size, void * to) {
+    const Segment cover  = aligned_cover(file, {0, offset, size});
+    uint8_t *     buffer = platform::new_buffer(cover.size, file.align);
+    if (buffer == nullptr) {
+        throw Error(PYE_E_MEMORY, "out of memory for a read buffer");
+    }
+    const int64_t  got  = platform::read_at(file, buffer, cover.size, cover.offset);
+    const uint64_t skip = offset - cover.offset;
+    const bool     ok   = got >= 0 && static_cast<uint64_t>(got) >= skip + size;
+    if (ok) {
+        memcpy(to, buffer + skip, size);
+    }
+    platform::free_buffer(buffer);
+    if (!ok) {
+        throw Error(PYE_E_FILE, read_failure(file, {0, offset, size}, got));
+    }
+    if (platform::changed(file)) {
+        throw Error(PYE_E_FILE, changed_failure(file));
+    }
+}
 
 DiskTier::DiskTier(std::vector<platform::File> files, uint64_t largest, uint32_t n_thread, Place place)
     : files_(std::move(files)), place_(std::move(place)) {
@@ -74,7 +98,7 @@ DiskTier::~DiskTier() {
     }
 }
 
-void DiskTier::load_begin(uint64_t tag, std::vector<Segment> pieces) {
+void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces) {
     const auto n    = static_cast<uint32_t>(pieces.size());
     auto       load = std::make_unique<Load>(Load{tag, std::move(pieces), n, false, {}});
     {
@@ -91,6 +115,9 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Segment> pieces) {
             tasks_.push_back({load.get(), i});
         }
         load.release(); // freed with its last piece
+        if (n_active_++ == 0) {
+            active_since_ = std::chrono::steady_clock::now();
+        }
     }
     work_.notify_all();
 }
@@ -115,8 +142,8 @@ bool DiskTier::load_poll(Landed * landed) {
 
 void DiskTier::run() {
     platform::block_signals_in_this_thread();
-    std::unique_ptr<uint8_t, Free> buffer;
-    std::unique_lock<std::mutex>   lock(mutex_);
+    Buffer                       buffer; // made when a read first needs it
+    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
         work_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
         if (stop_) {
@@ -125,26 +152,19 @@ void DiskTier::run() {
         const Task task = tasks_.front();
         tasks_.pop_front();
         lock.unlock();
-        if (!buffer) {
-            void * p = nullptr;
-            if (posix_memalign(&p, buffer_align_, buffer_size_) == 0) {
-                buffer.reset(static_cast<uint8_t *>(p));
-            }
-        }
-        one(task, buffer.get());
+        one(task, buffer);
         lock.lock();
     }
 }
 
-void DiskTier::one(const Task & task, uint8_t * buffer) {
+void DiskTier::one(const Task & task, Buffer & buffer) {
     const auto      start = std::chrono::steady_clock::now();
-    const Segment & piece = task.load->pieces[task.piece];
+    const Read &    piece = task.load->pieces[task.piece];
     std::string     why;
     const uint8_t * bytes = nullptr;
     if (task.load->poisoned) {
-        why = "reading " + files_[piece.file].path + " at byte " + std::to_string(piece.offset) + ": injected error";
-    } else if (buffer == nullptr) {
-        why = "out of memory for a read buffer of " + std::to_string(buffer_size_) + " bytes";
+        why = "reading " + files_[piece.segment.file].path + " at byte " + std::to_string(piece.segment.offset) +
+              ": injected error";
     } else {
         why = fetch(piece, buffer, &bytes);
     }
@@ -157,10 +177,7 @@ void DiskTier::one(const Task & task, uint8_t * buffer) {
     } else {
         counters_.errors.fetch_add(1, std::memory_order_relaxed);
     }
-    counters_.busy_ns.fetch_add(
-        static_cast<uint64_t>(
-            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count()),
-        std::memory_order_relaxed);
+    counters_.busy_ns.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);
 
     std::lock_guard<std::mutex> lock(mutex_);
     Load *                      load = task.load;
@@ -170,40 +187,49 @@ void DiskTier::one(const Task & task, uint8_t * buffer) {
     if (--load->left == 0) {
         landed_.push_back({load->tag, load->why.empty(), load->why});
         delete load;
+        if (--n_active_ == 0) {
+            counters_.active_ns.fetch_add(nanoseconds_since(active_since_), std::memory_order_relaxed);
+        }
         done_.notify_all();
     }
 }
 
-// Empty text if `*bytes` points at the segment in the buffer.
-std::string DiskTier::fetch(const Segment & segment, uint8_t * buffer, const uint8_t ** bytes) {
-    const platform::File & file  = files_[segment.file];
-    const Segment          cover = aligned_cover(file, segment);
-    const int64_t          got   = platform::read_at(file, buffer, cover.size, cover.offset);
+// Empty text if `*bytes` points at the segment's bytes, in their place or in the buffer.
+std::string DiskTier::fetch(const Read & read, Buffer & buffer, const uint8_t ** bytes) {
+    const Segment &        segment = read.segment;
+    const platform::File & file    = files_[segment.file];
+    const Segment          cover   = aligned_cover(file, segment);
+    const uint64_t         skip    = segment.offset - cover.offset;
+    const bool             direct = read.into != nullptr && cover.size == segment.size && file.align <= platform::kPage;
+    if (!direct && !buffer) {
+        buffer.reset(platform::new_buffer(buffer_size_, buffer_align_));
+        if (!buffer) {
+            return "out of memory for a read buffer of " + std::to_string(buffer_size_) + " bytes";
+        }
+    }
+    uint8_t * const to  = direct ? read.into : buffer.get();
+    const int64_t   got = platform::read_at(file, to, cover.size, cover.offset);
     counters_.reads.fetch_add(1, std::memory_order_relaxed);
-    const uint64_t skip = segment.offset - cover.offset;
     if (got < 0 || static_cast<uint64_t>(got) < skip + segment.size) {
         return read_failure(file, segment, got);
     }
     counters_.bytes.fetch_add(static_cast<uint64_t>(got), std::memory_order_relaxed);
-    *bytes = buffer + skip;
+    if (platform::changed(file)) { // after reading: what was written before it would show now
+        return changed_failure(file);
+    }
+    *bytes = to + skip;
+    if (read.checked && checksum(*bytes, segment.size) != read.checksum) {
+        return "reading " + file.path + " at byte " + std::to_string(segment.offset) + ": wrong checksum, damaged";
+    }
+    if (read.into != nullptr && !direct) {
+        memcpy(read.into, *bytes, segment.size);
+        *bytes = read.into;
+    }
     return {};
 }
 
 void DiskTier::read(const Segment & segment, uint64_t from, uint64_t size, void * to) const {
-    const platform::File & file  = files_[segment.file];
-    const Segment          want  = {segment.file, segment.offset + from, size};
-    const Segment          cover = aligned_cover(file, want);
-    void *                 p     = nullptr;
-    if (posix_memalign(&p, std::max<size_t>(file.align, platform::kPage), cover.size) != 0) {
-        throw Error(PYE_E_MEMORY, "out of memory for a read buffer");
-    }
-    std::unique_ptr<uint8_t, Free> buffer(static_cast<uint8_t *>(p));
-    const int64_t                  got  = platform::read_at(file, buffer.get(), cover.size, cover.offset);
-    const uint64_t                 skip = want.offset - cover.offset;
-    if (got < 0 || static_cast<uint64_t>(got) < skip + size) {
-        throw Error(PYE_E_FILE, read_failure(file, want, got));
-    }
-    memcpy(to, buffer.get() + skip, size);
+    read_now(files_[segment.file], segment.offset + from, size, to);
 }
 
 void DiskTier::inject_errors(uint64_t after, uint64_t n) {

@@ -5,10 +5,12 @@
 #include "platform.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -23,9 +25,20 @@ struct Segment {
     uint64_t size   = 0;
 };
 
+// One read of a load.
+struct Read {
+    Segment   segment;
+    uint8_t * into     = nullptr; // where the bytes belong, page-aligned; nullptr: `Place` puts them there
+    bool      checked  = false;   // whether `checksum` must agree
+    uint64_t  checksum = 0;       // XXH3
+};
+
+// Synchronous. Throws Error(PYE_E_FILE), also if the file was changed since it was opened.
+void read_now(const platform::File & file, uint64_t offset, uint64_t size, void * to);
+
 class DiskTier {
   public:
-    // Called on an I/O thread with the bytes of segment `piece` of load `tag`. If it throws, the load fails.
+    // Called on an I/O thread with the bytes of read `piece` of load `tag`. If it throws, the load fails.
     using Place = std::function<void(uint64_t tag, uint32_t piece, const uint8_t * bytes)>;
 
     struct Landed {
@@ -36,6 +49,7 @@ class DiskTier {
 
     struct Counters {
         std::atomic<uint64_t> reads{0}, bytes{0}, errors{0}, busy_ns{0};
+        std::atomic<uint64_t> active_ns{0}; // with at least one load under way
     };
 
     // Takes the files over. `largest` is the size of the largest segment, bytes. Throws Error(PYE_E_MEMORY) if the system
@@ -46,9 +60,9 @@ class DiskTier {
     DiskTier(const DiskTier &)             = delete;
     DiskTier & operator=(const DiskTier &) = delete;
 
-    void   load_begin(uint64_t tag, std::vector<Segment> pieces); // at least one piece
-    Landed load_wait();                                           // blocks; call only while loads are under way
-    bool   load_poll(Landed * landed);                            // takes a finished load if there is one
+    void   load_begin(uint64_t tag, std::vector<Read> pieces); // at least one piece
+    Landed load_wait();                                        // blocks; call only while loads are under way
+    bool   load_poll(Landed * landed);                         // takes a finished load if there is one
 
     // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
     void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
@@ -60,33 +74,39 @@ class DiskTier {
 
   private:
     struct Load {
-        uint64_t             tag;
-        std::vector<Segment> pieces;
-        uint32_t             left;
-        bool                 poisoned = false;
-        std::string          why;
+        uint64_t          tag;
+        std::vector<Read> pieces;
+        uint32_t          left;
+        bool              poisoned = false;
+        std::string       why;
     };
     struct Task {
         Load *   load;
         uint32_t piece;
     };
+    struct Free {
+        void operator()(uint8_t * p) const { platform::free_buffer(p); }
+    };
+    using Buffer = std::unique_ptr<uint8_t, Free>;
 
     void        run();
-    void        one(const Task & task, uint8_t * buffer);
-    std::string fetch(const Segment & segment, uint8_t * buffer, const uint8_t ** bytes);
+    void        one(const Task & task, Buffer & buffer);
+    std::string fetch(const Read & read, Buffer & buffer, const uint8_t ** bytes);
 
     std::vector<platform::File> files_;
     Place                       place_;
     uint64_t                    buffer_size_ = 0, buffer_align_ = platform::kPage;
 
-    std::mutex               mutex_;
-    std::condition_variable  work_, done_;
-    std::deque<Task>         tasks_;
-    std::deque<Landed>       landed_;
-    bool                     stop_         = false;
-    uint64_t                 inject_after_ = 0, inject_n_ = 0;
-    std::vector<std::thread> threads_;
-    Counters                 counters_;
+    std::mutex                            mutex_;
+    std::condition_variable               work_, done_;
+    std::deque<Task>                      tasks_;
+    std::deque<Landed>                    landed_;
+    uint32_t                              n_active_ = 0; // loads
+    std::chrono::steady_clock::time_point active_since_;
+    bool                                  stop_         = false;
+    uint64_t                              inject_after_ = 0, inject_n_ = 0;
+    std::vector<std::thread>              threads_;
+    Counters                              counters_;
 };
 
 } // namespace pye

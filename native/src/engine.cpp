@@ -11,8 +11,7 @@ namespace pye {
 
 namespace {
 
-constexpr size_t   kEvents    = 1 << 16;
-constexpr uint32_t kIoThreads = 4; // deep enough for an NVMe queue, few enough to leave the cores to the kernels
+constexpr size_t kEvents = 1 << 16;
 
 // All of them or none.
 std::vector<platform::File> open_files(const std::vector<std::string> & paths) {
@@ -46,11 +45,16 @@ Engine::~Engine() {
     }
 }
 
+void Engine::use_bundle(const std::string & path) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_fresh();
+    bundle_ = std::make_unique<Bundle>(path, index_, files_);
+    direct_ = direct_ && bundle_->file().direct;
+}
+
 void Engine::start(uint64_t budget) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (disk_ || closed_) {
-        throw Error(PYE_E_STATE, "the engine has been started already");
-    }
+    check_fresh();
     slots_for(budget);
     std::vector<Class> classes; // kept only if all can be made, so that a start with another budget may follow
     for (const ShapeClass & c : index_.classes) {
@@ -62,15 +66,13 @@ void Engine::start(uint64_t budget) {
     classes_ = std::move(classes);
     apply_budget(budget);
     try {
-        disk_ =
-            std::make_unique<DiskTier>(std::move(files_), index_.largest_piece(), kIoThreads,
-                                       [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) {
-                                           classes_[tag >> 32].arena->write(static_cast<uint32_t>(tag), piece, bytes);
-                                       });
+        source_ = std::make_unique<ExpertSource>(index_, std::move(files_), std::move(bundle_),
+                                                 [this](uint32_t c) -> SlotArena & { return *classes_[c].arena; });
     } catch (...) {
         closed_ = true; // the files are gone
         throw;
     }
+    packers_ = {};
     files_.clear();
 }
 
@@ -78,7 +80,7 @@ void Engine::close() {
     if (owner_ != platform::process_id()) {
         // A forked child has no I/O threads to join, and the lock may have been held at the fork.
         // The slots' memory is not here either: giving it back would hit whatever the child has put in its place.
-        (void)disk_.release();
+        (void)source_.release();
         for (Class & c : classes_) {
             (void)c.arena.release();
         }
@@ -87,7 +89,7 @@ void Engine::close() {
     }
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
-    disk_.reset();
+    source_.reset();
     classes_.clear();
 }
 
@@ -167,7 +169,7 @@ void Engine::set_priorities(const float * values, size_t n) {
 void Engine::inject_read_errors(uint64_t after, uint64_t n) {
     const auto lock = locked();
     check_usable();
-    disk_->inject_errors(after, n);
+    source_->disk().inject_errors(after, n);
 }
 
 size_t Engine::events(pye_event * out, size_t capacity) {
@@ -195,10 +197,14 @@ pye_info Engine::info() const {
     i.n_class       = static_cast<int32_t>(index_.classes.size());
     i.n_file        = static_cast<int32_t>(index_.paths.size());
     i.direct_io     = direct_;
-    i.file_bytes    = index_.file_bytes;
-    i.expert_bytes  = index_.expert_bytes;
-    i.slot_bytes    = index_.slot_bytes();
-    i.least_budget  = least_budget();
+    if (const Bundle * bundle = source_ ? source_->bundle() : bundle_.get()) {
+        i.bundle          = 1;
+        i.bundle_repacked = bundle->repacked();
+    }
+    i.file_bytes   = index_.file_bytes;
+    i.expert_bytes = index_.expert_bytes;
+    i.slot_bytes   = index_.slot_bytes();
+    i.least_budget = least_budget();
     for (const ExpertLayer & l : index_.layers) {
         i.n_expert = std::max(i.n_expert, static_cast<int32_t>(l.n_expert));
         i.n_experts_total += l.n_expert;
@@ -212,12 +218,13 @@ pye_info Engine::info() const {
 pye_stats Engine::stats() const {
     const auto lock = locked();
     pye_stats  s    = stats_;
-    if (disk_) {
-        const auto & d = disk_->counters();
+    if (source_) {
+        const auto & d = source_->disk().counters();
         s.bytes_read   = d.bytes.load(std::memory_order_relaxed);
         s.reads        = d.reads.load(std::memory_order_relaxed);
         s.read_errors  = d.errors.load(std::memory_order_relaxed);
         s.load_ns      = d.busy_ns.load(std::memory_order_relaxed);
+        s.io_ns        = d.active_ns.load(std::memory_order_relaxed);
     }
     for (const Class & c : classes_) {
         s.resident += c.store->n_resident();
@@ -246,10 +253,57 @@ int32_t Engine::take_failure(std::string * why) {
     return code;
 }
 
+void Engine::notice(const std::string & what) {
+    std::lock_guard<std::mutex> lock(failure_mutex_);
+    if (notice_.empty()) {
+        notice_ = what;
+    }
+}
+
+std::string Engine::take_notice() {
+    std::lock_guard<std::mutex> lock(failure_mutex_);
+    std::string                 what;
+    what.swap(notice_);
+    return what;
+}
+
+void Engine::set_replay(const int32_t * ids, size_t n_step, size_t n_used) {
+    const auto   lock = locked();
+    const size_t n    = n_step * index_.layers.size() * n_used;
+    if (n_step > 0 && n_used != index_.n_expert_used) {
+        throw Error(PYE_E_ARGUMENT, "a replay must name " + std::to_string(index_.n_expert_used) +
+                                        " experts for each token and layer, as this model's router does");
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const uint32_t most = index_.layers[i / n_used % index_.layers.size()].n_expert;
+        if (ids[i] < 0 || static_cast<uint32_t>(ids[i]) >= most) {
+            throw Error(PYE_E_ARGUMENT,
+                        "a replay names expert " + std::to_string(ids[i]) + " of " + std::to_string(most));
+        }
+    }
+    replay_.set(std::vector<int32_t>(ids, ids + n), index_.layers.size(), n_used);
+}
+
+std::vector<uint8_t> Engine::tables(bool raw) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_fresh();
+    return bundle_tables(index_, files_, raw);
+}
+
+void Engine::record(bool raw, uint32_t layer, uint32_t expert, uint8_t * out) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_fresh();
+    auto & packer = packers_[raw];
+    if (!packer) {
+        packer = std::make_unique<BundlePacker>(index_, raw);
+    }
+    packer->record(files_, layer, expert, out);
+}
+
 void Engine::read_tensor(const ExpertMatrix & m, uint64_t from, uint64_t size, void * to) const {
     const auto lock = locked();
     check_usable();
-    disk_->read(m.data, from, size, to);
+    source_->disk().read(m.data, from, size, to);
 }
 
 std::unique_lock<std::mutex> Engine::locked() const {
@@ -259,11 +313,17 @@ std::unique_lock<std::mutex> Engine::locked() const {
     return std::unique_lock<std::mutex>(mutex_);
 }
 
+void Engine::check_fresh() const {
+    if (source_ || closed_) {
+        throw Error(PYE_E_STATE, "the engine has been started already");
+    }
+}
+
 void Engine::check_usable() const {
     if (closed_) {
         throw Error(PYE_E_STATE, "the model's experts are closed");
     }
-    if (!disk_) {
+    if (!source_) {
         throw Error(PYE_E_STATE, "the engine has not been started");
     }
 }

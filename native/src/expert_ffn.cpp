@@ -140,6 +140,7 @@ void ExpertFfn::read_ids(const ggml_tensor * ids) {
 void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) {
     const uint32_t n_expert = chain.layer().n_expert;
     read_ids(chain.ids);
+    engine_->replay_.apply(chain.binding->layer, &ids_);
     pairs_.assign(n_expert, 0);
     for (int32_t id : ids_) {
         if (id < 0 || static_cast<uint32_t>(id) >= n_expert) {

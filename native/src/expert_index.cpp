@@ -176,6 +176,7 @@ class Builder {
             read_keys(gguf.get(), path);
         }
         index_.file_bytes += size;
+        index_.metadata_bytes.push_back(std::min<uint64_t>(gguf_get_data_offset(gguf.get()), size));
         for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
             add_tensor(gguf.get(), i, file, size);
         }

@@ -50,6 +50,7 @@ struct ExpertIndex {
     uint64_t                 file_bytes    = 0;
     uint64_t                 expert_bytes  = 0;
     std::vector<std::string> paths;
+    std::vector<uint64_t>    metadata_bytes; // of each file, all before the tensor data
     std::vector<ExpertLayer> layers;
     std::vector<ShapeClass>  classes;
     std::unordered_map<std::string, std::pair<uint32_t, uint32_t>> by_name; // -> layer, place

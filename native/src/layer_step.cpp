@@ -41,7 +41,7 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> 
 
 LayerStep::~LayerStep() {
     while (n_loading_ > 0) {
-        take(engine_.disk_->load_wait());
+        take(engine_.source_->disk().load_wait());
     }
     for (uint32_t e : ready_) {
         store_.unpin(slot_of(e));
@@ -59,12 +59,8 @@ void LayerStep::event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t p
 
 void LayerStep::begin_loads() {
     while (!waiting_.empty()) {
-        uint32_t             evicted = SlotStore::kNone;
-        std::vector<Segment> pieces;
-        for (const ExpertMatrix & m : layer_.matrices) {
-            pieces.push_back(m.of_expert(waiting_.back()));
-        }
-        const uint32_t slot = store_.claim(dense(waiting_.back()), &evicted);
+        uint32_t       evicted = SlotStore::kNone;
+        const uint32_t slot    = store_.claim(dense(waiting_.back()), &evicted);
         if (slot == SlotStore::kNone) {
             return;
         }
@@ -78,19 +74,23 @@ void LayerStep::begin_loads() {
                 }
             }
         }
-        engine_.disk_->load_begin(tag(slot), std::move(pieces));
+        engine_.source_->load_begin(number_, waiting_.back(), slot);
         ++n_loading_;
         waiting_.pop_back();
     }
 }
 
 void LayerStep::take(const DiskTier::Landed & landed) {
-    const uint32_t slot   = static_cast<uint32_t>(landed.tag);
+    const uint32_t slot   = ExpertSource::slot_of(landed);
     const uint32_t expert = store_.expert_in(slot) - layer_.first;
     --n_loading_;
     if (landed.ok) {
         store_.landed(slot);
         ready_.push_back(expert);
+    } else if (engine_.source_->load_again(number_, expert, slot)) {
+        ++n_loading_;
+        engine_.notice(landed.why + "; expert " + std::to_string(expert) + " of layer " + std::to_string(number_) +
+                       " is read from the model's file instead");
     } else {
         store_.failed(slot);
         failure_ = landed.why;
@@ -99,12 +99,12 @@ void LayerStep::take(const DiskTier::Landed & landed) {
 
 std::vector<uint32_t> LayerStep::next() {
     DiskTier::Landed landed;
-    while (n_loading_ > 0 && engine_.disk_->load_poll(&landed)) {
+    while (n_loading_ > 0 && engine_.source_->disk().load_poll(&landed)) {
         take(landed);
     }
     while (ready_.empty() && n_loading_ > 0 && failure_.empty()) {
         const auto start = std::chrono::steady_clock::now();
-        take(engine_.disk_->load_wait());
+        take(engine_.source_->disk().load_wait());
         engine_.stats_.stall_ns += static_cast<uint64_t>(
             std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
     }

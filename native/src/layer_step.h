@@ -41,7 +41,6 @@ class LayerStep {
     void     begin_loads();
     void     take(const DiskTier::Landed & landed);
     void     event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t pairs);
-    uint64_t tag(uint32_t slot) const { return uint64_t(layer_.shape_class) << 32 | slot; }
 
     Engine &              engine_;
     uint32_t              number_; // of the layer

@@ -26,14 +26,21 @@ struct File {
     bool        direct = false;
     size_t      align  = kPage; // of offsets, sizes and addresses when direct
     uint64_t    size   = 0;
+    int64_t     mtime  = 0; // of the last change when it was opened, ns
     std::string path;
 };
 
 // Throws Error(PYE_E_FILE).
 File open_file(const std::string & path);
 void close_file(File & file);
+// Whether somebody wrote to the file, or cut it, since it was opened. What was read before this says no is the old content.
+bool changed(const File & file);
 // Up to `size` bytes at `offset`; short only at the end of the file. Returns bytes read or -errno.
 int64_t read_at(const File & file, void * to, size_t size, uint64_t offset);
+
+// `size` bytes aligned for direct reads; free with free_buffer. nullptr if there is no memory.
+uint8_t * new_buffer(size_t size, size_t align);
+void      free_buffer(uint8_t * buffer);
 
 // Signals belong to the threads of the program that loaded us.
 void        block_signals_in_this_thread();

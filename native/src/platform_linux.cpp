@@ -104,6 +104,10 @@ size_t direct_alignment(int fd) {
     return kPage;
 }
 
+int64_t mtime_ns(const struct stat & st) {
+    return static_cast<int64_t>(st.st_mtim.tv_sec) * 1000000000 + st.st_mtim.tv_nsec;
+}
+
 } // namespace
 
 File open_file(const std::string & path) {
@@ -130,8 +134,14 @@ File open_file(const std::string & path) {
         close_file(file);
         throw Error(PYE_E_FILE, path + " is not a regular file");
     }
-    file.size = static_cast<uint64_t>(st.st_size);
+    file.size  = static_cast<uint64_t>(st.st_size);
+    file.mtime = mtime_ns(st);
     return file;
+}
+
+bool changed(const File & file) {
+    struct stat st{};
+    return fstat(file.fd, &st) != 0 || static_cast<uint64_t>(st.st_size) != file.size || mtime_ns(st) != file.mtime;
 }
 
 void close_file(File & file) {
@@ -167,6 +177,13 @@ int64_t read_at(const File & file, void * to, size_t size, uint64_t offset) {
     }
     return static_cast<int64_t>(done);
 }
+
+uint8_t * new_buffer(size_t size, size_t align) {
+    void * p = nullptr;
+    return posix_memalign(&p, align < kPage ? kPage : align, size) == 0 ? static_cast<uint8_t *>(p) : nullptr;
+}
+
+void free_buffer(uint8_t * buffer) { free(buffer); }
 
 void block_signals_in_this_thread() {
     sigset_t all;

@@ -1,5 +1,6 @@
 #include "slot_arena.h"
 
+#include "checksum.h"
 #include "error.h"
 
 #include "ggml-backend-impl.h"
@@ -107,18 +108,41 @@ void SlotArena::write(uint32_t slot, uint32_t place, const uint8_t * bytes) {
         memcpy(at, bytes, m.bytes);
         return;
     }
+    repack(m, m.ne1, bytes, at);
+}
+
+void SlotArena::repack(const Matrix & m, int64_t ne1, const uint8_t * bytes, uint8_t * to) {
     ggml_tensor t = {};
     t.type        = m.type;
     t.buffer      = m.buffer;
-    t.data        = at;
+    t.data        = to;
     t.extra       = m.extra;
     t.ne[0]       = m.ne0;
-    t.ne[1]       = m.ne1;
+    t.ne[1]       = ne1;
     t.ne[2] = t.ne[3] = 1;
     t.nb[0]           = ggml_type_size(m.type);
     t.nb[1]           = ggml_row_size(m.type, m.ne0);
-    t.nb[2] = t.nb[3] = t.nb[1] * m.ne1;
-    m.buffer->iface.set_tensor(m.buffer, &t, bytes, 0, m.bytes);
+    t.nb[2] = t.nb[3] = t.nb[1] * ne1;
+    m.buffer->iface.set_tensor(m.buffer, &t, bytes, 0, t.nb[2]);
+}
+
+uint64_t SlotArena::signature(uint32_t place) const {
+    const Matrix & m = matrices_[place];
+    if (!m.repacked) {
+        return 0;
+    }
+    // Layouts interleave a few rows and repeat: some rows tell it, as long as their number divides like the whole.
+    constexpr int64_t    kRows = 64;
+    const int64_t        ne1   = m.ne1 <= kRows ? m.ne1 : kRows + m.ne1 % kRows;
+    const size_t         size  = ggml_row_size(m.type, m.ne0) * ne1;
+    std::vector<uint8_t> pattern(size), packed(size + kSlack);
+    for (size_t i = 0; i < size; ++i) {
+        pattern[i] = static_cast<uint8_t>(i * 167 + (i >> 8) * 13 + (i >> 16) * 7);
+    }
+    auto at = reinterpret_cast<uintptr_t>(packed.data());
+    at      = (at + 63) / 64 * 64; // fits in the slack
+    repack(m, ne1, pattern.data(), reinterpret_cast<uint8_t *>(at));
+    return checksum(reinterpret_cast<const uint8_t *>(at), size);
 }
 
 void SlotArena::release(uint32_t slot) {

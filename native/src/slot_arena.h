@@ -35,7 +35,11 @@ class SlotArena {
     bool          pairs_with_next(uint32_t place) const;
     ggml_tensor * view_pair(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const;
 
-    uint64_t stride() const { return stride_; }
+    uint64_t  stride() const { return stride_; }
+    uint8_t * at(uint32_t slot) { return base_ + slot * stride_; }
+    bool      repacks(uint32_t place) const { return matrices_[place].repacked; }
+    // What tells the layout of a matrix from others: the checksum of a known pattern in it. 0 if it is the file's.
+    uint64_t signature(uint32_t place) const;
     // E.g. "q4_0 repacked" for each matrix.
     std::string layout(uint32_t place) const;
 
@@ -49,7 +53,8 @@ class SlotArena {
         bool                  repacked = false;
     };
 
-    void choose_layout(Matrix & m, uint32_t n_expert, uint32_t n_expert_used);
+    static void repack(const Matrix & m, int64_t ne1, const uint8_t * bytes, uint8_t * to);
+    void        choose_layout(Matrix & m, uint32_t n_expert, uint32_t n_expert_used);
 
     uint64_t                             stride_ = 0;
     uint64_t                             size_   = 0;

@@ -1,9 +1,9 @@
-"""Put the llama.cpp and ggml headers of the pinned llama-cpp-python into one folder.
+"""Put the llama.cpp, ggml and xxHash headers of the pinned llama-cpp-python into one folder.
 
     python ggml_headers.py OUT
 
 An installed llama-cpp-python has the public headers but not ggml-backend-impl.h, which every out-of-tree ggml back-end
-needs. So all headers come from the source package of the pinned version: pip fetches it (whatever index, proxy or
+needs, nor xxhash.h, which llama.cpp carries along. So all headers come from the source package of the pinned version: pip fetches it (whatever index, proxy or
 certificate pip is set up for) and checks its hash. The headers are kept in the user's cache, so later builds need no
 network. The folder also gets ggml-version.txt, ggml's own version number.
 """
@@ -24,10 +24,10 @@ import pinned
 
 # Digest over names and contents of the extracted files, so that a cached copy is checked as the package was.
 # To change the pin: run this script, and take the new digest from its message.
-HEADERS_SHA256 = "d7ded7fce7372b3de7632e834c53cac29b51ab67a0f33bd8bf20fde3a7fb68cb"
+HEADERS_SHA256 = "c6706234f28f63499c53e3508837deeb99969b7dd64330789d9e54b255e55873"
 
 _SOURCE = r"[^/]+/vendor/llama\.cpp/"
-_HEADER = re.compile(_SOURCE + r"(?:include|ggml/include|ggml/src(?=/ggml-backend-impl\.h$))/([\w.-]+\.h)")
+_HEADER = re.compile(_SOURCE + r"(?:include|ggml/include|ggml/src(?=/ggml-backend-impl\.h$)|vendor/hash/xxhash)/([\w.-]+\.h)")
 _GGML_CMAKE = re.compile(_SOURCE + r"ggml/CMakeLists\.txt")
 
 

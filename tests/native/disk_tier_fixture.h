@@ -47,7 +47,11 @@ class Verifier {
                 throw check::Failed("the test uses a tag twice");
             }
         }
-        tier.load_begin(tag, pieces);
+        std::vector<pye::Read> reads;
+        for (const pye::Segment & piece : pieces) {
+            reads.push_back({piece});
+        }
+        tier.load_begin(tag, std::move(reads));
     }
 
     // How many pieces of a load have arrived.

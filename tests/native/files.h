@@ -100,6 +100,9 @@ inline pye::platform::File open_buffered(const std::string & path) {
         throw check::Failed("cannot open " + path + ": " + strerror(errno));
     }
     posix_fadvise(file.fd, 0, 0, POSIX_FADV_RANDOM);
-    file.size = file_size(path);
+    struct stat st{};
+    fstat(file.fd, &st);
+    file.size  = static_cast<uint64_t>(st.st_size);
+    file.mtime = static_cast<int64_t>(st.st_mtim.tv_sec) * 1000000000 + st.st_mtim.tv_nsec;
     return file;
 }

@@ -1,0 +1,43 @@
+// Where an expert's bytes come from: its record in the bundle, else its tensors in the model's file. Starts loads into slots;
+// does not know which slot is whose.
+#pragma once
+
+#include "bundle.h"
+#include "disk_tier.h"
+#include "expert_index.h"
+#include "slot_arena.h"
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace pye {
+
+class ExpertSource {
+  public:
+    using Arena = std::function<SlotArena &(uint32_t shape_class)>;
+
+    // Takes the files over. `bundle` may be nullptr.
+    ExpertSource(const ExpertIndex & index, std::vector<platform::File> model_files, std::unique_ptr<Bundle> bundle,
+                 Arena arena);
+
+    // Begin to fill a slot; the load's tag carries the slot.
+    void            load_begin(uint32_t layer, uint32_t expert, uint32_t slot);
+    static uint32_t slot_of(const DiskTier::Landed & landed) { return static_cast<uint32_t>(landed.tag); }
+    // After a load has failed: true if there was another source and the load has begun again.
+    bool load_again(uint32_t layer, uint32_t expert, uint32_t slot);
+
+    const Bundle * bundle() const { return bundle_.get(); }
+    DiskTier &     disk() { return *disk_; }
+
+  private:
+    void place(uint64_t tag, uint32_t piece, const uint8_t * bytes); // on an I/O thread
+
+    const ExpertIndex &       index_;
+    std::unique_ptr<Bundle>   bundle_; // its file is the disk tier's last
+    uint32_t                  bundle_file_;
+    Arena                     arena_;
+    std::unique_ptr<DiskTier> disk_;
+};
+
+} // namespace pye
