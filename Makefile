@@ -20,7 +20,7 @@ NATIVE_BUILD := build/native
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help chat test build native wheel lint format native-test clean
+.PHONY: help chat test bench build native wheel lint format native-test clean
 
 ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),help)),)
 $(shell sh $(SETUP)/drop_stale_venv.sh $(if $(filter-out file undefined,$(origin PYTHON)),"$(PYTHON)"))
@@ -29,6 +29,7 @@ endif
 help:
 	@echo "make chat         chat with the bundled model; PROMPT=\"...\" answers once"
 	@echo "make test         run all tests; ARGS=\"...\" goes to pytest"
+	@echo "make bench        measure against stock llama.cpp, on models of 2 and 8 GB that it makes; hours, best as root"
 	@echo "make build        set up .venv with pyengine in it, editable"
 	@echo "make wheel        put our wheel and that of llama-cpp-python into wheelhouse/"
 	@echo "make lint         ruff, mypy, clang-format; make format repairs what they can"
@@ -55,7 +56,7 @@ $(STAMPS)/pyengine: pyproject.toml $(STAMPS)/llama
 	    $(PIP) install --no-build-isolation --config-settings=build-dir=$(NATIVE_BUILD) --editable .
 	@touch $@
 
-$(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: $(STAMPS)/pyengine
+$(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/pyengine
 	@$(call quietly,Installing the $* tools,$*) $(PIP) install "pyengine[$*]"
 	@touch $@
 
@@ -73,6 +74,11 @@ chat: build
 test: build $(STAMPS)/test
 	@$(PY) -m pytest $(ARGS)
 
+# The bundled model with experts of 2 and 8 GB; these and their bundles stay in the cache folder.
+bench: build $(STAMPS)/bench
+	@$(VENV)/bin/pyengine bench --widened 2144 --widened 8576 --make-bundles --out bench/results \
+	    --report docs/benchmark.md $(ARGS)
+
 native-test: $(STAMPS)/test
 	@$(PY) -m pytest tests/native $(ARGS)
 
@@ -80,7 +86,7 @@ native-test: $(STAMPS)/test
 
 # Everything that goes into our wheel. Its data too, but not what Python compiles beside its sources.
 WHEEL_INPUTS = CMakeLists.txt pyproject.toml README.md LICENSE THIRD_PARTY_NOTICES.md \
-    $(shell find native pyengine scripts/setup -type f ! -name '*.pyc')
+    $(shell find native pyengine gguf_tools scripts/setup -type f ! -name '*.pyc')
 
 wheel: wheelhouse/.done
 	@echo "wheelhouse/ installs in an environment of Python 3.10 to 3.13 on a machine like this one:"

@@ -12,13 +12,14 @@ import argparse
 import csv
 import json
 import platform
-import random
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from pyengine.bench.summary import interval
 
 RESULTS = Path(__file__).parent / "results" / "resident_speed.csv"
 
@@ -61,13 +62,6 @@ def worker(engine: str, model: str, threads: int) -> None:
         task = json.loads(line)
         speed = decode(task["decode"]) if "decode" in task else prefill(task["prefill"])
         print(json.dumps(speed), flush=True)
-
-
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(4000))
-    return medians[100], medians[-101]
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import llama_cpp
 import psutil
 from jinja2 import TemplateError
 from llama_cpp import _internals
+from llama_cpp._logger import set_verbose
 
 from pyengine import startup
 from pyengine.adapters import refuse_expert_adapter
@@ -98,6 +99,7 @@ class Llama(llama_cpp.Llama):
         check_bundle_wording(bundle)
         path = Path(bundled_model() if model_path is None else model_path)
         kwargs.setdefault("verbose", False)
+        set_verbose(kwargs["verbose"])  # opening a bundle repacks a pattern, and ggml talks about it
         kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
         kwargs["n_threads_batch"] = kwargs.get("n_threads_batch") or default_threads()
         if max(kwargs["n_threads"], kwargs["n_threads_batch"]) > _MOST_THREADS:

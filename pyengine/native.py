@@ -77,6 +77,32 @@ def built_for() -> str:
     return str(ffi.string(lib.pye_built_for()).decode())
 
 
+#: Version of the bundle's format.
+BUNDLE_VERSION: int = lib.PYE_BUNDLE_VERSION
+
+
+def struct_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of a C struct of pyengine.h, e.g. "pye_bundle_header"; texts are bytes up to their zero."""
+    return _dtype_of(ffi.typeof(name))
+
+
+def _dtype_of(ctype: Any) -> np.dtype[Any]:
+    if ctype.kind == "primitive":
+        return np.dtype(f"<{'i' if ctype.cname.startswith('int') else 'u'}{ffi.sizeof(ctype)}")
+    if ctype.kind == "array":
+        if ctype.item.cname == "char":
+            return np.dtype(f"S{ctype.length}")
+        return np.dtype((_dtype_of(ctype.item), (ctype.length,)))
+    return np.dtype(
+        {
+            "names": [name for name, _ in ctype.fields],
+            "formats": [_dtype_of(field.type) for _, field in ctype.fields],
+            "offsets": [field.offset for _, field in ctype.fields],
+            "itemsize": ffi.sizeof(ctype),
+        }
+    )
+
+
 def checksum(content: bytes | bytearray | memoryview) -> int:
     """XXH3 (64 bits, seed 0) of the bytes, as bundles use it."""
     return int(lib.pye_checksum(ffi.from_buffer(content), memoryview(content).nbytes))

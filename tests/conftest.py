@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 # Kernels spin at barriers by default: two threads on a busy machine of two cores then take seconds for a token. It must
 # be set before the first of them loads OpenMP; child processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder() -> Iterator[None]:
+    """A cache folder of the tests' own: what a user keeps about models (bundles, traces, measurements) must change no
+    result. What builds have fetched stays in reach."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    theirs = Path(before or Path.home() / ".cache") / "pyengine"
+    ours = Path(tempfile.mkdtemp(prefix="pyengine-tests-"))
+    (ours / "pyengine").mkdir()
+    for name in ("headers", "model-sources", "wheels"):
+        (theirs / name).mkdir(parents=True, exist_ok=True)
+        (ours / "pyengine" / name).symlink_to(theirs / name)
+    os.environ["XDG_CACHE_HOME"] = str(ours)
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+    shutil.rmtree(ours, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

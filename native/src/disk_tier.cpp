@@ -142,6 +142,7 @@ bool DiskTier::load_poll(Landed * landed) {
 
 void DiskTier::run() {
     platform::block_signals_in_this_thread();
+    platform::name_this_thread("pye-io");
     Buffer                       buffer; // made when a read first needs it
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {

@@ -44,6 +44,7 @@ void      free_buffer(uint8_t * buffer);
 
 // Signals belong to the threads of the program that loaded us.
 void        block_signals_in_this_thread();
+void        name_this_thread(const char * name); // for tools that list threads; at most 15 characters
 int64_t     process_id();
 std::string error_text(int error);
 

@@ -191,6 +191,8 @@ void block_signals_in_this_thread() {
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
 }
 
+void name_this_thread(const char * name) { pthread_setname_np(pthread_self(), name); }
+
 int64_t process_id() { return getpid(); }
 
 std::string error_text(int error) {

@@ -21,6 +21,9 @@ import click
 COMMANDS: dict[str, str] = {
     "chat": "pyengine.cli.chat",
     "run": "pyengine.cli.run",
+    "plan": "pyengine.cli.plan",
+    "doctor": "pyengine.cli.doctor",
+    "bench": "pyengine.cli.bench",
 }
 
 EXIT_FAILURE = 1

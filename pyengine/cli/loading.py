@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pyengine.cli.bundle_offer import bundle_made_meanwhile
 from pyengine.cli.interrupt import exit_on_interrupt
 from pyengine.cli.options import ModelOptions
 from pyengine.cli.output import TerminalSpinner, notice
@@ -55,7 +56,8 @@ def opened(options: ModelOptions) -> Iterator[tuple[Llama, float]]:
         llm, seconds = _load(options)
         messages.show_kept(said_elsewhere=llm.engaged)
         try:
-            yield llm, seconds
+            with bundle_made_meanwhile(llm, options):
+                yield llm, seconds
         finally:
             llm.close()
     finally:

@@ -65,6 +65,9 @@ class ModelOptions:
 
     model: Path | None
     ram_budget: str
+    bundle: str
+    bundle_cap: str
+    yes: bool
     ctx_size: int
     threads: int | None
     threads_batch: int | None
@@ -79,6 +82,7 @@ class ModelOptions:
         """Keyword arguments for pyengine.Llama."""
         given = {
             "ram_budget": budget(self.ram_budget),
+            "bundle": None if self.bundle in ("use", "auto") else self.bundle,
             "n_ctx": -(-self.ctx_size // CONTEXT_STEP) * CONTEXT_STEP,
             "n_threads": self.threads,
             "n_threads_batch": self.threads_batch or self.threads,
@@ -165,6 +169,23 @@ _MODEL_OPTIONS = (
         metavar="SIZE",
         help="Memory for experts: 50% of them, 2GiB, a number of bytes, or auto.",
     ),
+    _model_option(
+        "--bundle",
+        default="use",
+        show_default=True,
+        env=True,
+        metavar="use|auto|off|FILE",
+        help="Read experts from the model's bundle if there is one; auto also makes one in the background.",
+    ),
+    _model_option(
+        "--bundle-cap",
+        default="25%",
+        show_default=True,
+        env=True,
+        metavar="SIZE",
+        help="Most disk for auto's bundle and those in the cache folder: 20GiB, bytes, or a share of what is free.",
+    ),
+    _model_option("--yes", is_flag=True, help="Agree to the bundle that auto would make."),
     _model_option(
         "-c",
         "--ctx-size",

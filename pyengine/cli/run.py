@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyengine.cli import inputs
 from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options
+
+if TYPE_CHECKING:
+    from pyengine import Llama
 
 
 @click.command("run", cls=Command, short_help="Complete a prompt.")
@@ -26,6 +31,11 @@ from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_
     help="Tokens to generate; -1 until the text ends or the context is full.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="Write which experts were used to FILE, for `pyengine plan`; auto keeps it in the cache folder.",
+)
 @model_and_sampling_options
 def command(
     model_options: ModelOptions,
@@ -34,6 +44,7 @@ def command(
     file: str | None,
     n_predict: int,
     as_json: bool,
+    trace: str | None,
 ) -> None:
     """Complete a prompt as it stands, without a chat template.
 
@@ -52,9 +63,12 @@ def command(
 
     with opened(model_options) as (llm, load_s):
         notice(llm.engaged)
+        write_trace = _recording(llm, trace) if trace is not None else None
         result = complete(llm, text, n_predict, sampling, stream=not as_json)
         if result.stopped:
             raise KeyboardInterrupt
+        if write_trace is not None:
+            write_trace()
         if as_json:
             timings: dict[str, Any] = {"load_s": load_s, **result.timings()}
             timings |= {"n_threads": llm.n_threads, "n_threads_batch": llm.n_threads_batch}
@@ -70,3 +84,23 @@ def command(
             click.echo(json.dumps(report, default=float))
         else:
             notice(status_line(result.figures(llm)))
+
+
+def _recording(llm: Llama, name: str) -> Callable[[], None]:
+    """Record the model's routing from now on; call what this returns to write it.
+
+    Raises:
+        UsageError: the model has no experts that could be recorded.
+    """
+    from pyengine.errors import UsageError
+    from pyengine.planning.plan import default_trace
+    from pyengine.recorder import TraceRecorder
+    from pyengine.trace import save_trace
+
+    if llm.engine is None:
+        raise UsageError("--trace: this model runs without managed experts, so there is no routing to record")
+    model = Path(llm.model_path)
+    path = default_trace(model) if name == "auto" else Path(name)
+    recorder = TraceRecorder(llm.engine.native, model)
+    llm.observers.append(recorder.drain)
+    return lambda: save_trace(path, recorder.trace())

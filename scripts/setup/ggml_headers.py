@@ -3,9 +3,9 @@
     python ggml_headers.py OUT
 
 An installed llama-cpp-python has the public headers but not ggml-backend-impl.h, which every out-of-tree ggml back-end
-needs, nor xxhash.h, which llama.cpp carries along. So all headers come from the source package of the pinned version: pip fetches it (whatever index, proxy or
-certificate pip is set up for) and checks its hash. The headers are kept in the user's cache, so later builds need no
-network. The folder also gets ggml-version.txt, ggml's own version number.
+needs, nor xxhash.h, which llama.cpp carries along. So all headers come from the source package of the pinned version:
+pip fetches it (whatever index, proxy or certificate pip is set up for) and checks its hash. The headers are kept in the
+user's cache, so later builds need no network. The folder also gets ggml-version.txt, ggml's own version number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ import pinned
 HEADERS_SHA256 = "c6706234f28f63499c53e3508837deeb99969b7dd64330789d9e54b255e55873"
 
 _SOURCE = r"[^/]+/vendor/llama\.cpp/"
-_HEADER = re.compile(_SOURCE + r"(?:include|ggml/include|ggml/src(?=/ggml-backend-impl\.h$)|vendor/hash/xxhash)/([\w.-]+\.h)")
+_HEADER = re.compile(
+    _SOURCE + r"(?:include|ggml/include|ggml/src(?=/ggml-backend-impl\.h$)|vendor/hash/xxhash)/([\w.-]+\.h)"
+)
 _GGML_CMAKE = re.compile(_SOURCE + r"ggml/CMakeLists\.txt")
 
 

@@ -34,13 +34,29 @@ def test_one_wheel_for_all_pythons(wheel: Path) -> None:
 def test_wheel_holds_what_it_should(wheel: Path, root: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     data = {f"pyengine/data/{path.name}" for path in (root / "pyengine" / "data").iterdir()}
-    sources = {str(path.relative_to(root)) for path in (root / "pyengine").rglob("*.py")}
+    packages = ("gguf_tools", "pyengine")
+    sources = {str(path.relative_to(root)) for package in packages for path in (root / package).rglob("*.py")}
     native = {"pyengine/libpyengine.so", "pyengine/_native.abi3.so"}
     assert names >= data | sources | native
-    assert all(name.startswith(("pyengine/", "pyengine-0.1.0.dist-info/")) for name in names)
+    assert all(name.startswith(("gguf_tools/", "pyengine/", "pyengine-0.1.0.dist-info/")) for name in names)
     assert not any("__pycache__" in name or name.endswith((".h", ".cpp", ".c")) for name in names)
     licences = {Path(name).name for name in names if "/licenses/" in name}
     assert licences >= {"LICENSE", "THIRD_PARTY_NOTICES.md"}
+
+
+def test_wheel_has_both_commands(wheel: Path, tmp_path: Path) -> None:
+    """As console scripts and as modules, unpacked nowhere near the source tree."""
+    archive = zipfile.ZipFile(wheel)
+    scripts = archive.read("pyengine-0.1.0.dist-info/entry_points.txt").decode()
+    archive.extractall(tmp_path)
+    paths = [str(tmp_path), sysconfig.get_path("platlib")]
+    for package in ("gguf_tools", "pyengine"):
+        assert f"{package}={package}.__main__:entry" in scripts.replace(" ", "").splitlines()
+        script = f"import runpy, sys; sys.path[:0] = {paths!r}; sys.argv[1:] = ['--help']; "
+        command = [sys.executable, "-S", "-c", script + f"runpy.run_module({package!r}, run_name='__main__')"]
+        result = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(f"Usage: {package} ")
 
 
 def test_installed_wheel_finds_llama_cpp_beside_it(wheel: Path, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Models of the grid, and stock llama.cpp to compare with."""
+"""Models of the grid, stock llama.cpp to compare with, and the record of what was exact."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,33 @@ from models.facts import ModelFacts
 from models.fixtures import ModelFactory, generated_model
 from models.grid import FULL, SMALL
 
+from .exactness_record import ExactnessRecord, wanted_at
 from .reference import StockProcess
 
 __all__ = ["generated_model"]
+
+_RECORD = ExactnessRecord()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "grid_model" in metafunc.fixturenames:
         grid = FULL if metafunc.config.getoption("--grid") == "full" else SMALL
         metafunc.parametrize("grid_model", grid, indirect=True, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    finished = report.when == "call" or report.outcome != "passed"
+    if finished and isinstance(item, pytest.Function) and item.originalname == "test_same_bits_as_stock":
+        chosen = item.callspec.params
+        _RECORD.note(str(chosen["grid_model"]), str(chosen["case"]), report.outcome)
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    if path := wanted_at():
+        _RECORD.write(path)
 
 
 @pytest.fixture(scope="session")

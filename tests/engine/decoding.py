@@ -74,25 +74,30 @@ class Model:
     def __exit__(self, *_: object) -> None:
         llama_cpp.llama_model_free(self.handle)
 
-    def context(self, *, n_ctx: int = 256, n_ubatch: int = 512, n_threads: int = 2) -> Context:
-        """A new context of one sequence."""
-        return Context(self, n_ctx, n_ubatch, n_threads)
+    def context(
+        self, *, n_ctx: int = 256, n_ubatch: int = 512, n_threads: int = 2, embeddings: bool = False
+    ) -> Context:
+        """A new context of one sequence. embeddings: of a model that has no logits; what is said of logits holds for
+        its embeddings then, [n_tokens, n_embd]."""
+        return Context(self, n_ctx, n_ubatch, n_threads, embeddings)
 
 
 class Context:
     """One sequence of a model. Use in a with statement."""
 
-    def __init__(self, model: Model, n_ctx: int, n_ubatch: int, n_threads: int) -> None:
+    def __init__(self, model: Model, n_ctx: int, n_ubatch: int, n_threads: int, embeddings: bool = False) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = min(n_ubatch, n_ctx)
         params.n_threads = params.n_threads_batch = n_threads
+        params.embeddings = embeddings
         context = llama_cpp.llama_init_from_model(model.handle, params)
         if not context:
             raise RuntimeError("llama.cpp makes no context")
         self.handle = context
         self.n_past = 0
-        self._n_vocab = model.n_vocab
+        self._n_values = llama_cpp.llama_model_n_embd(model.handle) if embeddings else model.n_vocab
+        self._result = llama_cpp.llama_get_embeddings_ith if embeddings else llama_cpp.llama_get_logits_ith
         self._abort: object = None
 
     def __enter__(self) -> Context:
@@ -119,8 +124,8 @@ class Context:
             llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.handle), 0, self.n_past, -1)
             raise DecodeError(status)
         self.n_past += len(tokens)
-        rows = (llama_cpp.llama_get_logits_ith(self.handle, i) for i in range(len(tokens)))
-        return np.stack([np.ctypeslib.as_array(row, (self._n_vocab,)).copy() for row in rows])
+        rows = (self._result(self.handle, i) for i in range(len(tokens)))
+        return np.stack([np.ctypeslib.as_array(row, (self._n_values,)).copy() for row in rows])
 
     def run(self, script: Script) -> Logits:
         """Decode chunk after chunk; logits [tokens of all chunks, n_vocab]."""

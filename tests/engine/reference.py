@@ -25,13 +25,15 @@ _TESTS = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Job:
-    """One model to load, one context to make, one script to decode. Logits go to `out`, an .npy file."""
+    """One model to load, one context to make (see Model.context), one script to decode. Logits go to `out`, an .npy
+    file."""
 
     path: str
     script: Script
     n_ctx: int
     n_ubatch: int
     n_threads: int
+    embeddings: bool
     out: str
 
 
@@ -69,12 +71,21 @@ class StockProcess:
         if self._process is not None:
             self._process.communicate(timeout=30)  # closes its input: it ends
 
-    def run(self, path: Path, script: Script, *, n_ctx: int = 256, n_ubatch: int = 512, n_threads: int = 2) -> Answer:
-        """Decode the script with stock llama.cpp, with a fresh model and context."""
-        key = json.dumps([str(path), script, n_ctx, n_ubatch, n_threads])
+    def run(
+        self,
+        path: Path,
+        script: Script,
+        *,
+        n_ctx: int = 256,
+        n_ubatch: int = 512,
+        n_threads: int = 2,
+        embeddings: bool = False,
+    ) -> Answer:
+        """Decode the script with stock llama.cpp, with a fresh model and context; arguments as of Model.context."""
+        key = json.dumps([str(path), script, n_ctx, n_ubatch, n_threads, embeddings])
         if key not in self._answers:
             out = self._folder / f"{len(self._answers)}.npy"
-            answered = self._ask(Job(str(path), script, n_ctx, n_ubatch, n_threads, str(out)))
+            answered = self._ask(Job(str(path), script, n_ctx, n_ubatch, n_threads, embeddings, str(out)))
             self._answers[key] = Answer(np.load(out), answered["log"])
         return self._answers[key]
 
@@ -121,8 +132,8 @@ def write(llama: llama_cpp.Llama, prompt: list[int], n_new: int) -> Iterator[int
 
 def _decode(job: Job) -> dict[str, Any]:
     with llama_log() as log, Model(Path(job.path)) as model:
-        sizes = {"n_ctx": job.n_ctx, "n_ubatch": job.n_ubatch, "n_threads": job.n_threads}
-        with model.context(**sizes) as context:
+        settings = {"n_ctx": job.n_ctx, "n_ubatch": job.n_ubatch, "n_threads": job.n_threads}
+        with model.context(**settings, embeddings=job.embeddings) as context:
             np.save(job.out, context.run(job.script))
     return {"log": log}
 

@@ -1,6 +1,7 @@
 """The same logits as stock llama.cpp, bit by bit, whatever the budget: every architecture and type of the grid.
 
 Stock computes in a process that never loads pyengine. `--grid full` crosses all architectures with all types.
+docs/architectures.md is made from a run of these tests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pyengine import Llama, bundled_model
 from pyengine.architectures import MANAGED
 
 from .decoding import Model, random_script
+from .grid_settings import settings
 from .managed import EVICT, assert_same_bits, managed, nmse, same_bits
 from .reference import StockProcess, write
 
@@ -43,8 +45,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_same_bits_as_stock(grid_model: ModelFacts, case: str, stock: StockProcess) -> None:
     share, n_ubatch = CASES[case]
-    wanted = stock.run(grid_model.path, SCRIPT, n_ubatch=n_ubatch).logits
-    with managed(grid_model.path, share) as (engine, model), model.context(n_ubatch=n_ubatch) as context:
+    how = settings(grid_model, SCRIPT, n_ubatch)
+    wanted = stock.run(grid_model.path, SCRIPT, **how).logits
+    with managed(grid_model.path, share) as (engine, model), model.context(**how) as context:
         got = context.run(SCRIPT)
         info, stats = engine.info, engine.stats()
     assert_same_bits(got[DECODED], wanted[DECODED])
@@ -115,7 +118,7 @@ def test_one_mutated_weight_is_noticed(
 def test_a_long_prompt_whose_slots_lie_far_apart(generated_model: ModelFactory, stock: StockProcess) -> None:
     """More activations and a wider span of slots than one pass may take, with everything resident: it takes several."""
     facts = generated_model("many-experts")
-    sizes = {"n_ctx": 4096, "n_ubatch": 4096}
+    sizes: dict[str, Any] = {"n_ctx": 4096, "n_ubatch": 4096}
     script = random_script([4096], N_VOCAB, seed=14)
     wanted = stock.run(facts.path, script, **sizes).logits
     with managed(facts.path, 0.9) as (engine, model), model.context(**sizes) as context:
@@ -131,6 +134,7 @@ def test_a_long_prompt_whose_slots_lie_far_apart(generated_model: ModelFactory, 
 
 
 WARMED = ["llama", "qwen2moe", "qwen3moe", "olmoe", "deepseek2", "gpt-oss", "granitemoe", "many-experts", "q4_k_m"]
+WARMED += ["nemotron_h_moe-uneven", "qwen3next", "kimi-k3", "grovemoe", "step35"]
 
 
 @pytest.mark.parametrize("model_id", WARMED)

@@ -11,11 +11,20 @@ from .container import MetadataValue
 from .layout import Block, Dims, ExpertLayout, SharedStyle, TensorSpec, blk, dense_ffn, experts, gqa, shared_experts
 
 Keys = Callable[[Dims], Mapping[str, MetadataValue]]
+Tensors = Callable[[Dims], list[TensorSpec]]
 
 _NORMS = ("attn_norm.weight", "ffn_norm.weight")
 
 
 def _nothing(_d: Dims, _i: int) -> list[TensorSpec]:
+    return []
+
+
+def _same_width(d: Dims, _i: int) -> int:
+    return d.n_ff_exp
+
+
+def _no_tensors(_d: Dims) -> list[TensorSpec]:
     return []
 
 
@@ -29,7 +38,10 @@ class Architecture:
 
     attention, extra: tensors of every block. norms: names of a block's vectors of n_embd values. keys: metadata without
     the `<architecture>.` prefix. experts_are_ff: `feed_forward_length` is the width of one expert. shared_count: the
-    shared experts are announced by number, not by width.
+    shared experts are announced by number, not by width. outside: tensors that belong to no block. mixers_alone: a
+    block without experts has no FFN at all. latent: experts work on a projection of the residual. causal: False for
+    models that look at all tokens of a batch and remember none. embeds: the result is embeddings, there is no output
+    matrix. n_hashed: leading blocks whose experts follow from the token alone, without a router.
     """
 
     name: str
@@ -52,6 +64,15 @@ class Architecture:
     n_layer: int = 3
     n_expert_used: int = 2
     output_bias: bool = False
+    output_norm: str | None = "output_norm"
+    outside: Tensors = _no_tensors
+    mixers_alone: bool = False
+    dense_gate: bool = True
+    latent: bool = False
+    expert_width: Callable[[Dims, int], int] = _same_width
+    causal: bool = True
+    embeds: bool = False
+    n_hashed: int = 0
     root_scaled_embedding: bool = False  # llama.cpp multiplies embeddings by the root of their length
 
 
@@ -61,13 +82,16 @@ def block_tensors(arch: Architecture, d: Dims, i: int, layout: ExpertLayout) -> 
     out += arch.attention(d, i)
     out += arch.extra(d, i)
     if not d.has_experts(i):
-        return out + dense_ffn(d, i, d.n_ff)
+        n_ff = d.n_ff_exp if arch.experts_are_ff else d.n_ff
+        return out if arch.mixers_alone else out + dense_ffn(d, i, n_ff, gate=arch.dense_gate)
     out.append(blk(i, "ffn_gate_inp.weight", (d.n_embd, d.n_expert), "router"))
     if arch.router_bias:
         out.append(blk(i, "ffn_gate_inp.bias", (d.n_expert,), "bias"))
-    if arch.selection_bias:
+    if i < arch.n_hashed:
+        out.append(blk(i, "ffn_gate_tid2eid.weight", (d.n_expert_used, d.n_vocab), "expert_ids", d.n_expert))
+    elif arch.selection_bias:
         out.append(blk(i, "exp_probs_b.bias", (d.n_expert,), "bias"))
-    out += experts(d, i, layout)
+    out += experts(d, i, layout, d.n_latent if arch.latent else d.n_embd, arch.expert_width(d, i))
     out += shared_experts(d, i, arch.shared)
     if i >= d.n_layer:
         out.append(blk(i, "nextn.eh_proj.weight", (2 * d.n_embd, d.n_embd)))
@@ -80,14 +104,15 @@ def model_tensors(arch: Architecture, d: Dims, layout: ExpertLayout) -> list[Ten
     embedding_gain = 1 / math.sqrt(d.n_embd) if arch.root_scaled_embedding else 1.0
     out = [
         TensorSpec("token_embd.weight", (d.n_embd, d.n_vocab), "embedding", embedding_gain),
-        TensorSpec("output_norm.weight", (d.n_embd,), "norm"),
-        TensorSpec("output.weight", (d.n_embd, d.n_vocab), "output"),
     ]
+    if arch.output_norm is not None:
+        out.append(TensorSpec(f"{arch.output_norm}.weight", (d.n_embd,), "norm"))
+    if not arch.embeds:
+        out.append(TensorSpec("output.weight", (d.n_embd, d.n_vocab), "output"))
     if arch.output_bias:
         out.append(TensorSpec("output_norm.bias", (d.n_embd,), "bias"))
         out.append(TensorSpec("output.bias", (d.n_vocab,), "output_bias"))
-    if arch.name == "gemma4":
-        out.append(TensorSpec("rope_freqs.weight", (d.head_dim // 2,), "scale"))
+    out += arch.outside(d)
     for i in range(d.n_layer + d.n_mtp):
         out += block_tensors(arch, d, i, layout)
     return out

@@ -13,7 +13,7 @@ import numpy as np
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
-MetadataValue = bool | int | float | str | list[int] | list[bool]
+MetadataValue = bool | int | float | str | list[int] | list[bool] | list[float]
 
 
 @dataclass(frozen=True)

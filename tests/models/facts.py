@@ -48,7 +48,7 @@ class ModelFacts:
     arch: str  # GGUF key general.architecture
     n_layer: int  # blocks that llama.cpp computes
     n_expert: int
-    n_expert_used: int
+    n_expert_used: int  # the most of any block
     n_vocab: int
     expert_tensors: tuple[ExpertTensor, ...]
     other_bytes: int
@@ -86,7 +86,8 @@ def read_facts(files: Sequence[Path]) -> ModelFacts:
     arch = str(fields["general.architecture"].contents())
 
     def count(key: str) -> int:
-        return int(fields[f"{arch}.{key}"].contents()) if f"{arch}.{key}" in fields else 0
+        value = fields[f"{arch}.{key}"].contents() if f"{arch}.{key}" in fields else 0
+        return max(value) if isinstance(value, list) else int(value)  # a list: one for each block
 
     n_layer = count("block_count") - count("nextn_predict_layers")
     expert_tensors, other_bytes = [], 0

@@ -14,7 +14,7 @@ from .architectures import ARCHITECTURES
 from .container import EncodedTensor, PartWriter, add_metadata, write_tensors
 from .facts import ModelFacts, read_facts
 from .layout import Dims, TensorSpec
-from .vocabulary import N_VOCAB, add_vocabulary
+from .vocabulary import N_TOKEN_TYPES, N_VOCAB, add_vocabulary
 from .weights import ByteArray, encode, ggml_type, random_values, row_bytes, tensor_rng
 
 # One type for all, or one for each projection, or a list of these that the blocks take in turn.
@@ -92,7 +92,7 @@ def plan_model(
         n_mtp=n_mtp,
         n_vocab=N_VOCAB,
     )
-    layout = replace(a.layout, merged_gate_up=merged_gate_up, gate=gate, scales=expert_scales)
+    layout = replace(a.layout, merged_gate_up=merged_gate_up, gate=gate and a.layout.gate, scales=expert_scales)
     tensors = tuple(model_tensors(a, dims, layout))
     return Plan(a, dims, tensors, _types(tensors, dims, expert_types, dense_type))
 
@@ -148,6 +148,8 @@ def open_writer(path: Path, plan: Plan, alignment: int = 32) -> PartWriter:
     writer.add_quantization_version(2)
     add_metadata(writer, {f"{plan.arch.name}.{key}": v for key, v in model_keys(plan.arch, plan.dims).items()})
     add_vocabulary(writer)
+    if plan.arch.embeds:
+        writer.add_token_type_count(N_TOKEN_TYPES)
     return writer
 
 
@@ -169,5 +171,7 @@ def _types(tensors: Sequence[TensorSpec], dims: Dims, expert_types: ExpertTypes,
             chosen = in_turn[blocks.index(block) % len(in_turn)]
             types[spec.name] = chosen if isinstance(chosen, str) else chosen[projection]
         else:
-            types[spec.name] = dense_type if spec.role in _MATRIX_ROLES else "F32"
+            types[spec.name] = (
+                "I32" if spec.role == "expert_ids" else dense_type if spec.role in _MATRIX_ROLES else "F32"
+            )
     return types

@@ -40,12 +40,17 @@ def _entry(arch: str, expert_type: str, turn: int) -> Entry:
     return entry | _K_SIZES | {"n_layer": two_with_experts}
 
 
+# Where the usual seed gives a model that idles: experts that no token of a short text wants, or a text of few words.
+_SEEDS = {"bailingmoe2": 203, "deepseek4": 200, "rnd1": 200, "step35": 200}
+
+
 def _file_id(arch: str) -> str:
     return arch.replace("/", "-")
 
 
 _BY_ARCHITECTURE = {
     _file_id(arch): _entry(arch, "MXFP4" if arch == "gpt-oss" else ("Q4_0", "Q8_0", "F16")[i % 3], i)
+    | ({"seed": _SEEDS[arch]} if arch in _SEEDS else {})
     for i, arch in enumerate(ARCHITECTURES)
 }
 _BY_TYPE = {f"llama-{t.lower()}": _entry("llama", t, 50 + i) for i, t in enumerate((*TYPES, *MORE_TYPES))}
@@ -102,6 +107,14 @@ _TROUBLE: dict[str, Entry] = {
         "arch": "gemma4",
         "merged_gate_up": True,
         "expert_scales": True,
+        "expert_types": _Q4_K_M,
+        **_K_SIZES,
+        "n_layer": 2,
+    },
+    "merged-mistral4": {"arch": "mistral4", "merged_gate_up": True, "expert_types": "F16", "n_expert": 6},
+    "merged-qwen3next-q4_k_m": {
+        "arch": "qwen3next",
+        "merged_gate_up": True,
         "expert_types": _Q4_K_M,
         **_K_SIZES,
         "n_layer": 2,

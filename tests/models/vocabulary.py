@@ -24,6 +24,7 @@ _PIECES = (
 TOKENS = (*_SPECIAL, *_BYTES, *_PIECES)
 N_VOCAB = len(TOKENS)
 BOS, EOS, UNKNOWN = 1, 2, 0
+N_TOKEN_TYPES = 2  # of models that tell sentences apart
 
 # Tokens a generated model may write: the readable pieces.
 WRITABLE_TOKENS = np.arange(N_VOCAB) >= len(_SPECIAL) + len(_BYTES)

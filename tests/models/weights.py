@@ -48,6 +48,8 @@ def encode(values: FloatArray, name: str) -> ByteArray:
     values = np.ascontiguousarray(values, dtype=np.float32)
     if name == "F32":
         return values.view(np.uint8).reshape(shape)
+    if name == "I32":
+        return values.astype(np.int32).view(np.uint8).reshape(shape)
     if name == "F16":
         return values.astype(np.float16).view(np.uint8).reshape(shape)
     out = np.empty(shape, dtype=np.uint8)
@@ -68,6 +70,8 @@ def random_values(spec: TensorSpec, seed: int) -> FloatArray:
     """Random values of a tensor, shape as in numpy (`ne[0]` last)."""
     rng = tensor_rng(seed, spec.name)
     shape = spec.shape[::-1]
+    if spec.role == "expert_ids":  # spec.gain is the number of experts
+        return np.argsort(rng.random((shape[0], int(spec.gain))), axis=1)[:, : shape[1]].astype(np.float32)
     values = rng.standard_normal(shape, dtype=np.float32)
     unit = np.float32(1 / np.sqrt(spec.shape[0]))  # keeps the size of activations through a matrix
     if spec.role == "norm":
@@ -76,7 +80,9 @@ def random_values(spec: TensorSpec, seed: int) -> FloatArray:
         values *= _VECTOR_SPREAD
     elif spec.role == "scale":
         values = np.exp2(_VECTOR_SPREAD * values)
-    elif spec.role == "matrix":
+    elif spec.role == "decay":
+        values = -np.exp2(values)
+    elif spec.role in ("matrix", "kernel"):
         values *= unit
     elif spec.role == "output":
         values *= _OUTPUT_GAIN * unit

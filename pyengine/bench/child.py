@@ -1,0 +1,186 @@
+"""One sample: load one model one way, measure, print one line of JSON. Run by launch.py as `python -m
+pyengine.bench.child`.
+
+Reads its task as JSON from standard input (Task). What it prints is the result of measuring.measure() plus load_s,
+peak_rss and what engaged, or {"status": "unsupported", "reason": ...}. pyengine itself is imported for pyengine's rows
+only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyengine.bench.measuring import Texts, measure
+from pyengine.bench.process_counters import peak_resident, process_counters
+from pyengine.bench.replay_trace import TraceTexts
+from pyengine.bench.rows import STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.texts import long_text, short_prompts, stretch
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a child is to do: a row (see rows.Row) and how to measure (see settings.Settings). bundle: its file, or
+    "off"."""
+
+    model: str
+    kind: str
+    budget: int
+    bundle: str
+    n_tokens: int
+    n_prompts: int
+    prefill_tokens: int
+    limit_s: float
+    n_threads: int
+    trace: str | None = None
+
+
+class UnsupportedError(Exception):
+    """This row cannot be run here; the message says why."""
+
+
+class LoadedModel:
+    """A llama_cpp.Llama, stock or ours, as measuring.Subject."""
+
+    def __init__(self, llm: Any, replay: TraceTexts | None) -> None:
+        self._llm = llm
+        self._native = llm.engine.native if getattr(llm, "engine", None) is not None else None
+        self._replay = replay
+
+    def begin(self, text: int, tokens: int) -> None:
+        self._llm.reset()
+        if self._replay is not None and self._native is not None:
+            self._native.set_replay(self._replay.ids(text, tokens))
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        self._llm.eval(tokens)
+
+    def likeliest(self) -> int:
+        import numpy as np
+
+        logits = np.ctypeslib.as_array(self._llm._ctx.get_logits(), shape=(self._llm.n_vocab(),))
+        return int(logits.argmax())
+
+    def counters(self) -> Mapping[str, float]:
+        counts: dict[str, float] = dict(process_counters())
+        if self._native is not None:
+            raw = self._native.stats()
+            counts |= {name: raw[name] for name in ("hits", "misses", "bytes_read", "reads", "passes", "evictions")}
+            counts |= {
+                name.removesuffix("_ns") + "_s": raw[name] / 1e9
+                for name in ("stall_ns", "compute_ns", "load_ns", "io_ns")
+                if name in raw
+            }
+        return counts
+
+
+def load(task: Task, n_ctx: int) -> Any:
+    """The model, loaded as the row says. Raises UnsupportedError."""
+    common: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "n_batch": 512,
+        "n_threads": task.n_threads,
+        "n_threads_batch": task.n_threads,
+        "verbose": False,
+    }
+    if task.kind.startswith("stock"):
+        stock = _PlainLlama() if task.kind == STOCK_MMAP_PLAIN else _imported("llama_cpp")
+        return stock(task.model, use_mmap=task.kind != STOCK_RESIDENT, **common)
+    llm = _imported("pyengine")(task.model, ram_budget=task.budget, bundle=task.bundle, **common)
+    if llm.engine is None:
+        raise UnsupportedError(llm.engaged)
+    return llm
+
+
+def _imported(package: str) -> Any:
+    import importlib
+
+    return importlib.import_module(package).Llama
+
+
+def _PlainLlama() -> Any:  # noqa: N802  (it returns a class)
+    """llama_cpp.Llama with a parameter that it leaves out: no repacking, so weights stay pages of the file."""
+    import llama_cpp
+
+    class PlainLlama(llama_cpp.Llama):
+        # The base class builds and uses this in its __init__; the field is set as soon as it is there.
+        @property
+        def model_params(self) -> Any:
+            return self._params
+
+        @model_params.setter
+        def model_params(self, value: Any) -> None:
+            value.use_extra_bufts = False
+            self._params = value
+
+    return PlainLlama
+
+
+def texts_of(llm: Any, task: Task) -> Texts:
+    """The prompts and the prefill text as token ids of this model."""
+    prompts = [llm.tokenize(text.encode()) for text in short_prompts()[: task.n_prompts]]
+    long = llm.tokenize(long_text().encode())
+    return Texts(prompts, stretch(long, task.prefill_tokens))
+
+
+def run(task: Task) -> dict[str, Any]:
+    """Load and measure. Raises UnsupportedError, and whatever llama_cpp and pyengine raise."""
+    replay = TraceTexts(Path(task.trace), task.n_prompts) if task.trace else None
+    # 64: room for the longest of the short prompts. A multiple of 256, see CONTEXT_STEP in cli/options.py.
+    n_ctx = -(-(max(task.prefill_tokens, 64 + task.n_tokens) + 1) // 256) * 256
+    _imported(
+        "llama_cpp" if task.kind.startswith("stock") else "pyengine"
+    )  # its libraries are not the model's load time
+    started = time.perf_counter()
+    llm = load(task, n_ctx)
+    load_s = time.perf_counter() - started
+    try:
+        subject = LoadedModel(llm, replay)
+        texts = replay.texts(task.prefill_tokens, llm.n_vocab()) if replay else texts_of(llm, task)
+        result = measure(
+            subject, texts, task.n_tokens, task.limit_s, lambda name: print(name, file=sys.stderr, flush=True)
+        )
+        return {
+            "status": "ok",
+            "load_s": load_s,
+            "engaged": getattr(llm, "engaged", "stock llama.cpp"),
+            "peak_rss": peak_resident(),
+            "libraries": loaded_libraries(),
+            **result,
+        }
+    finally:
+        llm.close()
+
+
+def loaded_libraries() -> list[str]:
+    """Names of the native libraries of ours in this process: none in a stock row."""
+    with open("/proc/self/maps") as maps:
+        return sorted({os.path.basename(line.split()[-1]) for line in maps if "libpyengine" in line})
+
+
+def main() -> None:
+    """Measure as standard input says."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing of a benchmark outlives it
+    task = Task(**json.load(sys.stdin))
+    try:
+        result = run(task)
+    except UnsupportedError as reason:
+        result = {"status": "unsupported", "reason": str(reason)}
+    except Exception as error:
+        result = {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

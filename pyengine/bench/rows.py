@@ -1,0 +1,162 @@
+"""The rows of a benchmark: which ways to run one model, with how much memory. Pure planning, nothing is run here.
+
+The memory limit of a row is its budget, the bytes of the model that are not experts, and an allowance for the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyengine.errors import UsageError
+
+#: Bytes a row may use beyond its expert budget and the model's other weights: Python, libraries, KV cache, compute
+#: buffers.
+ALLOWANCE = 400 * 10**6
+
+STOCK_RESIDENT = "stock-resident"
+STOCK_MMAP = "stock-mmap"
+STOCK_MMAP_PLAIN = "stock-mmap-plain"
+ON_DEMAND = "on-demand"
+LRU = "lru"
+LRU_BUNDLE = "lru-bundle"
+
+#: Every kind of row, and what it is.
+KINDS: dict[str, str] = {
+    STOCK_RESIDENT: "stock llama.cpp, all weights read into memory, no limit",
+    STOCK_MMAP: "stock llama.cpp as it comes: memory-mapped, weights repacked into anonymous memory",
+    STOCK_MMAP_PLAIN: "stock llama.cpp, memory-mapped, not repacked (use_extra_bufts off): pages can be dropped",
+    ON_DEMAND: "pyengine with slots for the experts of one layer only: every expert is loaded when it is used",
+    LRU: "pyengine, experts read from the GGUF file",
+    LRU_BUNDLE: "pyengine, experts read from a bundle",
+}
+
+DEFAULT_BUDGETS = (12.5, 25.0, 50.0, 75.0, 100.0)
+
+#: The share of experts whose memory limit the memory-mapped rows get, percent.
+MMAP_SHARE = 50.0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What planning must know about a model; sizes in bytes.
+
+    Attributes:
+        path: its (first) GGUF file.
+        files: all its files.
+        file_bytes, expert_bytes: of all files; of those, expert tensors.
+        slot_bytes: slots for every expert.
+        least_budget: one slot in each shape class.
+        largest_other: the largest tensor that holds no expert weights.
+        n_layer, n_expert, n_expert_used, n_experts: layers with experts, experts in one, of those used by a token (GGUF
+            keys <arch>.expert_count, <arch>.expert_used_count), experts in all layers.
+        n_matrix: matrices of an expert: gate, up and down, or gate_up and down.
+        kernels: the CPU layouts its experts get.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    architecture: str
+    kernels: str
+    file_bytes: int
+    expert_bytes: int
+    slot_bytes: int
+    least_budget: int
+    largest_other: int
+    n_layer: int
+    n_expert: int
+    n_expert_used: int
+    n_experts: int
+    n_matrix: int
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of the model that are not experts."""
+        return self.file_bytes - self.expert_bytes
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one expert (the mean), up to the next page: one read from a bundle."""
+        return -(-self.expert_bytes // self.n_experts // 4096) * 4096
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of one of an expert's matrices (the mean), up to the next page: one read from a GGUF file."""
+        return -(-self.expert_bytes // self.n_experts // self.n_matrix // 4096) * 4096
+
+    @property
+    def allowance(self) -> int:
+        """Bytes beyond the expert budget and the other weights. While llama.cpp loads a weight that it repacks, it
+        holds it twice: with very large vocabularies that is more than ALLOWANCE leaves room for."""
+        return max(ALLOWANCE, self.largest_other + ALLOWANCE // 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run a model.
+
+    Attributes:
+        kind: a key of KINDS.
+        share: budget in percent of all experts, None where no budget applies.
+        budget: bytes of slots; 0 for stock.
+        limit: bytes of the memory control group, None for no limit.
+    """
+
+    kind: str
+    share: float | None
+    budget: int
+    limit: int | None
+
+    @property
+    def name(self) -> str:
+        """Unique among the rows of one model, e.g. "lru 50%"."""
+        return f"{self.kind} {self.share:g}%" if self.share is not None else self.kind
+
+    @property
+    def stock(self) -> bool:
+        return self.kind.startswith("stock")
+
+
+def plan_rows(
+    model: ModelFacts, kinds: Sequence[str] = tuple(KINDS), shares: Sequence[float] = DEFAULT_BUDGETS
+) -> list[Row]:
+    """The rows of one model in the order in which a round runs them.
+
+    Args:
+        kinds: keys of KINDS; stock-resident, if wanted, always runs first, because the others are compared with it.
+        shares: budgets in percent of all experts, for the LRU rows.
+
+    Raises:
+        UsageError: an unknown kind, or a share that is not above 0 and at most 100 or is below the least budget.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise UsageError(f"there is no row {unknown[0]!r}; the rows are {', '.join(KINDS)}")
+    rows: list[Row] = []
+    for kind in (kind for kind in KINDS if kind in kinds):
+        if kind == STOCK_RESIDENT:
+            rows.append(Row(kind, None, 0, None))
+        elif kind in (STOCK_MMAP, STOCK_MMAP_PLAIN):
+            rows.append(Row(kind, None, 0, _limit(model, int(MMAP_SHARE / 100 * model.slot_bytes))))
+        elif kind == ON_DEMAND:
+            # One slot of every shape class for each expert a token uses in one layer.
+            budget = min(model.slot_bytes, model.n_expert_used * model.least_budget)
+            rows.append(Row(kind, None, budget, _limit(model, budget)))
+        else:
+            rows += [_lru(model, kind, share) for share in shares]
+    return rows
+
+
+def _lru(model: ModelFacts, kind: str, share: float) -> Row:
+    if not 0 < share <= 100:
+        raise UsageError(f"a budget of {share:g} % is not above 0 and at most 100")
+    budget = int(share / 100 * model.slot_bytes)
+    if budget < model.least_budget:
+        least = 100 * model.least_budget / model.slot_bytes
+        raise UsageError(f"a budget of {share:g} % is below the least that {model.path.name} needs, {least:.2g} %")
+    return Row(kind, share, budget, _limit(model, budget))
+
+
+def _limit(model: ModelFacts, budget: int) -> int:
+    return budget + model.other_bytes + model.allowance

@@ -1,0 +1,150 @@
+"""`pyengine plan`: what each budget holds and how fast it will run, before the model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyengine.cli.options import CONTEXT_STEP, DEFAULT_CONTEXT, Command, Option, budget
+
+if TYPE_CHECKING:
+    from pyengine.planning.measured import Measured
+    from pyengine.planning.shape import ModelShape
+
+#: Runnable processes per core before a probe, from which it suffers.
+_BUSY = 0.5
+
+
+@click.command("plan", cls=Command, short_help="Say what fits, and how fast it will run.")
+@click.option(
+    "-m",
+    "--model",
+    cls=Option,
+    type=click.Path(path_type=Path),
+    env=True,
+    metavar="FILE",
+    help="GGUF model file (the first one of a split model).  [default: the bundled model]",
+)
+@click.option(
+    "--ram-budget",
+    cls=Option,
+    default="auto",
+    show_default=True,
+    env=True,
+    metavar="SIZE",
+    help="A budget to show besides the usual ones: 50%, 2GiB, bytes, or auto.",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    cls=Option,
+    type=click.IntRange(min=0),
+    default=DEFAULT_CONTEXT,
+    show_default=True,
+    env=True,
+    metavar="N",
+    help="Context to make room for, tokens; 0 takes the model's own.",
+)
+@click.option(
+    "--trace",
+    cls=Option,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Routing trace to plan with (`pyengine run --trace` makes one).  [default: the one recorded last]",
+)
+@click.option("--probe", "again", is_flag=True, help="Measure this machine again, though it was measured before.")
+@click.option("--no-probe", is_flag=True, help="Measure nothing; speeds only if this machine was measured before.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def command(
+    model: Path | None, ram_budget: str, ctx_size: int, trace: Path | None, again: bool, no_probe: bool, as_json: bool
+) -> None:
+    """Say what each expert budget holds and how fast it will run on this machine.
+
+    The first time, the model is run for some seconds to measure kernels and disk; the result is kept. Speeds follow
+    from it and from the model's routing: from a trace if there is one, otherwise every expert counts as equally likely.
+    "Prefill" is for a prompt of 512 tokens while the model is in use, "first token" for the first such prompt after
+    loading. Memory includes the other weights and the KV cache.
+    """
+    if again and no_probe:
+        raise click.UsageError("--probe and --no-probe contradict each other.")
+
+    from pyengine import bundled_model, startup
+    from pyengine.errors import UnmanagedModelError
+
+    startup.check()
+    from pyengine.architectures import MANAGED
+    from pyengine.budget import check_wording
+    from pyengine.cli.plan_tables import show, show_unmanaged
+    from pyengine.planning.plan import budgets_to_show, find_routing, make_plan
+    from pyengine.planning.shape import read_shape
+
+    wanted = budget(ram_budget)
+    check_wording(wanted)
+    path = Path(bundled_model()) if model is None else model
+    try:
+        shape = read_shape(path)
+        if shape.info.architecture not in MANAGED:
+            raise UnmanagedModelError(f"architecture {shape.info.architecture!r} is not managed (yet)")
+    except UnmanagedModelError as reason:
+        show_unmanaged(path, str(reason), as_json)
+        return
+    routing, words = find_routing(shape, trace)
+    measured, how = _measured(shape, again, no_probe)
+    n_ctx = -(-ctx_size // CONTEXT_STEP) * CONTEXT_STEP
+    plan = make_plan(shape, budgets_to_show(shape, wanted), n_ctx, routing, words, measured)
+    if as_json:
+        click.echo(json.dumps(plan.as_json() | {"probe": how, "measured": _plain(measured)}))
+    else:
+        show(plan, how)
+
+
+def _measured(shape: ModelShape, again: bool, no_probe: bool) -> tuple[Measured | None, str]:
+    """What is known of this machine's speed with this model, and a few words on where it comes from."""
+    import psutil
+    from llama_cpp._logger import set_verbose
+
+    from pyengine.cli.interrupt import exit_on_interrupt
+    from pyengine.cli.output import TerminalSpinner
+    from pyengine.planning import measured as kept
+    from pyengine.planning import probe
+
+    set_verbose(False)  # checking a bundle makes ggml talk
+    bundle = probe.now_used_bundle(shape.path)
+    key = kept.machine_key(shape.path, bundle)
+    file = kept.probe_file(shape.path)
+    if not again:
+        found = kept.load(file, key)
+        if found is not None:
+            return found, "measured earlier; --probe measures again"
+    if no_probe:
+        return None, "no speeds: this machine was not measured with this model"
+    doing = "Loading"
+    load = psutil.getloadavg()[0] / (os.cpu_count() or 1)
+
+    def say(text: str) -> None:
+        nonlocal doing
+        doing = text
+
+    try:
+        with TerminalSpinner(lambda: doing) as spinner, exit_on_interrupt(spinner.restore_terminal):
+            found = probe.measure(shape, say)
+    except probe.ProbeError as reason:
+        return None, f"no speeds: {reason}"
+    how = f"measured now in {found.took_s:.0f} s"
+    if load > _BUSY:
+        how += ", beside other programs; --probe repeats it"
+    try:
+        kept.save(file, key, found)
+    except OSError:
+        how += "; not kept: no cache folder"
+    return found, how
+
+
+def _plain(measured: Measured | None) -> dict[str, object] | None:
+    from dataclasses import asdict
+
+    return asdict(measured) if measured is not None else None

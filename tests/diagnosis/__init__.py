@@ -1,0 +1,1 @@
+"""What a sick machine looks like to the checks."""
