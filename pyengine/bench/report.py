@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pyengine.bench.plots import PLOTS, draw
+from pyengine.bench.report_tables import bundles, movement, speeds
 from pyengine.bench.results import CSV, Run, read_run
-from pyengine.bench.rows import KINDS, LRU, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
-from pyengine.bench.summary import LABEL_OF_REPLAY, RowSummary, faults, in_order, noise, ratio, summarise
+from pyengine.bench.rows import KINDS
+from pyengine.bench.summary import LABEL_OF_REPLAY, faults, in_order, noise, summarise
 from pyengine.errors import PyengineError
 
 _INTRODUCTION = """\
@@ -66,9 +67,9 @@ def _run(run: Run, page: Path) -> Iterator[str]:
         mine = [row for row in rows if row.model == name]
         yield f"### {name.removesuffix('.gguf')}\n"
         yield _facts(run, name)
-        yield _speeds(mine)
-        yield _movement(mine)
-        yield from _bundles(run, mine)
+        yield speeds(mine)
+        yield movement(mine)
+        yield from bundles(run.samples, mine)
     wrong = faults(rows)
     if wrong:
         yield "**Faults of this run**\n\n" + "\n".join(f"- {fault}" for fault in wrong) + "\n"
@@ -114,129 +115,6 @@ def _facts(run: Run, name: str) -> str:
         f"{facts['n_layer']} layers x {facts['n_expert']} experts of "
         f"{facts['expert_bytes'] / facts['n_experts'] / 1e6:.2f} MB, {facts['n_expert_used']} used by a token.\n"
     )
-
-
-def _table(rows: Sequence[RowSummary], columns: Sequence[tuple[str, Callable[[RowSummary], str]]]) -> str:
-    lines = [
-        "| row | " + " | ".join(name for name, _ in columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
-        *(f"| {row.row} | " + " | ".join(show(row) for _, show in columns) + " |" for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _median(column: str, form: str = "", scale: float = 1.0) -> Callable[[RowSummary], str]:
-    """Three significant digits unless `form` says otherwise."""
-
-    def show(row: RowSummary) -> str:
-        value = row.medians.get(column)
-        if value is None:
-            return ""
-        value *= scale
-        return (form or ("{:.0f}" if abs(value) >= 100 else "{:.3g}")).format(value)
-
-    return show
-
-
-def _ratio(baseline: str, speed: str) -> Callable[[RowSummary], str]:
-    def show(row: RowSummary) -> str:
-        found = row.ratios.get((baseline, speed))
-        if found is None:
-            return ""
-        spread = f" ({found.low:.2f} .. {found.high:.2f})" if found.pairs > 1 else ""
-        return f"{found.median:.2f}{spread}"
-
-    return show
-
-
-def _speeds(rows: Sequence[RowSummary]) -> str:
-    def decode(row: RowSummary) -> str:
-        bad = ", ".join(f"{n} x {status}" for status, n in row.statuses.items() if status != "ok")
-        speed = _median("decode_tok_per_s")(row)
-        return f"{speed} ({bad})" if speed and bad else speed or f"**{bad}**"
-
-    present = {row.row for row in rows}
-    compared = [
-        (f"/ {baseline}", _ratio(baseline, "decode_tok_per_s"))
-        for baseline in (STOCK_RESIDENT, STOCK_MMAP_PLAIN, ON_DEMAND)
-        if baseline in present
-    ]
-    prefill = [("/ stock-resident", _ratio(STOCK_RESIDENT, "prefill_tok_per_s"))] if STOCK_RESIDENT in present else []
-    return _table(
-        rows,
-        [
-            ("decode tok/s", decode),
-            *compared,
-            ("cold", _median("decode_cold_tok_per_s")),
-            (
-                "TPOT p50 / p95 ms",
-                lambda row: " / ".join(filter(None, map(_shown(row), ("tpot_p50_ms", "tpot_p95_ms")))),
-            ),
-            ("prefill tok/s", _median("prefill_tok_per_s")),
-            *prefill,
-            ("load s", _median("load_s", "{:.2f}")),
-            ("first token s", _median("ttft_s", "{:.2f}")),
-            ("same tokens", lambda row: row.exact),
-        ],
-    )
-
-
-def _shown(row: RowSummary) -> Callable[[str], str]:
-    return lambda column: _median(column)(row)
-
-
-def _movement(rows: Sequence[RowSummary]) -> str:
-    return _table(
-        rows,
-        [
-            ("memory limit MB", _median("limit_bytes", "{:.0f}", 1e-6)),
-            ("peak MB", _median("peak_group_bytes", "{:.0f}", 1e-6)),
-            ("hit rate", _median("hit_rate", "{:.1%}")),
-            ("MB / token", _median("mb_per_token")),
-            ("from disk", _median("disk_mb_per_token")),
-            ("reads / token", _median("reads_per_token")),
-            ("stall", _median("stall_share", "{:.0%}")),
-            ("MB/s", _median("bandwidth_mb_per_s", "{:.0f}")),
-            ("probe MB/s", _median("probe_mb_per_s", "{:.0f}")),
-            ("CPU s / token", _median("cpu_s_per_token")),
-            ("I/O CPU ms / miss", _median("io_cpu_ms_per_miss")),
-        ],
-    )
-
-
-_BUNDLE_COLUMNS = {
-    "decode_tok_per_s": "decode",
-    "prefill_tok_per_s": "prefill",
-    "ttft_s": "first token",
-    "mb_per_token": "bytes",
-    "reads_per_token": "reads",
-    "io_cpu_ms_per_miss": "I/O CPU per miss",
-}
-
-
-def _bundles(run: Run, rows: Sequence[RowSummary]) -> Iterator[str]:
-    """Bundle against plain GGUF at each budget, from pairs of the same round."""
-    lines = []
-    for row in (row for row in rows if row.kind == LRU_BUNDLE):
-        mine = [s for s in run.samples if (s.model, s.row) == (row.model, row.row)]
-        plain = [s for s in run.samples if (s.model, s.kind, s.share) == (row.model, LRU, row.share)]
-        cells = []
-        for column in (
-            "decode_tok_per_s",
-            "prefill_tok_per_s",
-            "ttft_s",
-            "mb_per_token",
-            "reads_per_token",
-            "io_cpu_ms_per_miss",
-        ):
-            found = ratio(mine, plain, column)
-            cells.append(f"{found.median:.2f}" if found else "")
-        if any(cells):
-            lines.append(f"| {row.share:g} % | " + " | ".join(cells) + " |")
-    if lines:
-        names = _BUNDLE_COLUMNS.values()
-        yield "Bundle / plain GGUF file:\n"
-        yield "\n".join(["| budget | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names), *lines]) + "\n"
 
 
 def _plots(run: Run, page: Path) -> Iterator[str]:

@@ -120,14 +120,16 @@ def test_a_disk_that_stays_broken_and_recovers(sound_path: Path) -> None:
 
 
 def file_cut_and_restored(path: Path) -> dict[str, Any]:
-    whole = path.read_bytes()
+    whole, before = path.read_bytes(), path.stat()
     with opened(path) as llm:
         prompt = llm.tokenize(PROMPT.encode())
         expected = tokens_after(llm, prompt)
         os.truncate(path, len(whole) // 20)
         error = error_of(tokens_after, llm, prompt)
         path.write_bytes(whole)
-        return {"error": error, "same": tokens_after(llm, prompt) == expected}
+        changed = error_of(tokens_after, llm, prompt)  # whole again, but nobody can know that
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return {"error": error, "changed": changed, "same": tokens_after(llm, prompt) == expected}
 
 
 def test_a_file_that_is_cut_while_running(sound_path: Path, tmp_path: Path) -> None:
@@ -138,6 +140,9 @@ def test_a_file_that_is_cut_while_running(sound_path: Path, tmp_path: Path) -> N
     assert kinds[0] == "ExpertReadError"
     assert message.startswith(f"expert load failed: reading {path} at byte ")
     assert message.endswith("the file ends too early (was it truncated or replaced?)")
+    kinds, message = outcome.result["changed"]
+    assert kinds[0] == "ExpertReadError"
+    assert message == f"expert load failed: {path} was changed while it was in use; load the model again"
     assert outcome.result["same"]
 
 

@@ -102,6 +102,7 @@ class StockProcess:
         stdin.flush()
         line = stdout.readline()
         if not line:
+            self._process = None  # it has crashed; the next job starts another
             raise RuntimeError(f"stock llama.cpp ended without an answer for {job.path}")
         answered: dict[str, Any] = json.loads(line)
         assert not answered["ours"], f"the stock process has loaded {answered['ours']}"

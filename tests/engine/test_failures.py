@@ -180,7 +180,7 @@ def test_a_file_that_is_truncated_while_it_is_used(
     wanted = stock.run(facts.path, SCRIPT).logits
     copy = tmp_path / "copy.gguf"
     shutil.copyfile(facts.path, copy)
-    whole = copy.read_bytes()
+    whole, before = copy.read_bytes(), copy.stat()
     first_expert = min(t.offset for t in facts.expert_tensors)
     with decoding(copy) as (opened_model, context):
         got = [context.decode(chunk) for chunk in SCRIPT[:2]]
@@ -193,6 +193,10 @@ def test_a_file_that_is_truncated_while_it_is_used(
             assert re.search(r"copy\.gguf at byte \d+: the file ends too early .*truncated", str(reason))
         with copy.open("r+b") as file:
             file.write(whole)
+        with pytest.raises(DecodeError):  # whole again, but nobody can know that
+            context.decode(SCRIPT[2])
+        assert str(opened_model.engine.take_failure()).endswith("was changed while it was in use; load the model again")
+        os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
         got += [context.decode(chunk) for chunk in SCRIPT[2:]]
     assert_same_bits(np.concatenate(got), wanted)
 

@@ -25,7 +25,7 @@ from .streams import (
 _EVERY = 2
 _N_MIX = (2 + STREAMS) * STREAMS
 _SQRT_SOFTPLUS = 4  # value of the key expert_gating_func
-_COMPRESSION = (0, 4, 128)  # tokens in one compressed key, block by block in turn; 0: not compressed
+_COMPRESSION = (4, 128, 0)  # tokens in one compressed key, block by block in turn; 0: not compressed
 _O_LORA = 32
 _V4_HEAD = 64  # llama.cpp rotates 64 values at once
 
