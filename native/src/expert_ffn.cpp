@@ -195,6 +195,8 @@ bool ExpertFfn::run_resident(ggml_cgraph * graph, const FfnChain & chain, int en
     ggml_cgraph *     g   = ggml_new_graph_custom(ctx, kMostTensors, false);
     ggml_tensor *     ids = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, chain.n_used(), chain.n_tokens());
     ids->data             = slots_.data();
+    ggml_tensor * experts = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, chain.n_used(), chain.n_tokens());
+    experts->data         = ids_.data();
 
     const Patches patches(graph, chain.begin, chain.end, saved_);
     int           first = chain.begin;
@@ -213,6 +215,8 @@ bool ExpertFfn::run_resident(ggml_cgraph * graph, const FfnChain & chain, int en
         if (is_expert_matmul(node)) {
             node->src[0] = arena.view(ctx, binding_of(node->src[0])->place, lowest, n_slot);
             node->src[2] = ids;
+        } else if (node->op == GGML_OP_ADD_ID && engine_->replay_.active()) {
+            node->src[2] = experts; // the biases of the experts that compute, as in run_pass()
         }
     }
     for (int i = first; i < end; ++i) {

@@ -179,8 +179,16 @@ int64_t read_at(const File & file, void * to, size_t size, uint64_t offset) {
 }
 
 uint8_t * new_buffer(size_t size, size_t align) {
-    void * p = nullptr;
-    return posix_memalign(&p, align < kPage ? kPage : align, size) == 0 ? static_cast<uint8_t *>(p) : nullptr;
+    constexpr size_t kHugePage = size_t(2) << 20;
+    const bool       large     = size >= kHugePage / 2; // a direct read into small pages is a long list of them: slower
+    void *           p         = nullptr;
+    if (posix_memalign(&p, large ? kHugePage : (align < kPage ? kPage : align), size) != 0) {
+        return nullptr;
+    }
+    if (large) {
+        madvise(p, size, MADV_HUGEPAGE);
+    }
+    return static_cast<uint8_t *>(p);
 }
 
 void free_buffer(uint8_t * buffer) { free(buffer); }

@@ -95,7 +95,9 @@ def test_a_small_run_writes_samples_record_and_report(tmp_path, monkeypatch):
 def test_interrupt_keeps_the_samples_and_leaves_no_process(tmp_path):
     out = tmp_path / "out"
     rows = ["--rows", "stock-resident,lru", "--budgets", "50,100", "--rounds", "50"]
+    # A shell's background job ignores SIGINT, and what it starts inherits that.
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import pathlib, sys; from pyengine.bench import quiet; quiet._DROP = pathlib.Path('/no such folder/drop'); "
         "sys.argv[0] = 'pyengine'; from pyengine.__main__ import entry; entry()"
     )

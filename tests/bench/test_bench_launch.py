@@ -82,11 +82,18 @@ def test_interrupt_kills_the_child(module, tmp_path):
     """The child is in a session of its own, so only the parent hears Ctrl-C."""
     pid_file = tmp_path / "pid"
     name = module(f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
-    script = f"from pyengine.bench.launch import *; launch({name!r}, {{}}, Groups(), 600)"
+    # A shell's background job ignores SIGINT, and what it starts inherits that.
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from pyengine.bench.launch import *; launch({name!r}, {{}}, Groups(), 600)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
-    child = _pid_in(pid_file)
-    os.killpg(parent.pid, signal.SIGINT)
-    _, errors = parent.communicate(timeout=30)
+    try:
+        child = _pid_in(pid_file)
+        os.killpg(parent.pid, signal.SIGINT)
+        _, errors = parent.communicate(timeout=30)
+    finally:
+        parent.kill()
     assert errors.rstrip().endswith(b"KeyboardInterrupt")
     assert not psutil.pid_exists(child)
 
