@@ -61,6 +61,9 @@ class ModelInfo:
     expert_used_bytes: int
 
 
+#: Tables of 60,000 experts.
+_LIKELY_TABLE_BYTES = 1 << 20
+
 _FLAGS = ("direct_io", "bundle", "bundle_repacked")
 
 
@@ -135,10 +138,12 @@ class NativeEngine:
         """Header and tables of a bundle of this model for this machine, see pye_bundle_header; before start().
         Raises ModelFileError."""
         needed = ffi.new("uint64_t *")
-        _check(lib.pye_bundle_tables(self._open(), raw, ffi.NULL, 0, needed))
-        out = bytearray(needed[0])
+        out = bytearray(_LIKELY_TABLE_BYTES)  # asking for the size alone would read and repack as much as the answer
         _check(lib.pye_bundle_tables(self._open(), raw, ffi.from_buffer(out), len(out), needed))
-        return out
+        if needed[0] > len(out):
+            out = bytearray(needed[0])
+            _check(lib.pye_bundle_tables(self._open(), raw, ffi.from_buffer(out), len(out), needed))
+        return out[: needed[0]]
 
     def bundle_record(self, raw: bool, layer: int, expert: int, out: Any) -> None:
         """Fill `out`, a writable buffer of record_bytes bytes, with the record of one expert; before start().

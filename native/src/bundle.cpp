@@ -2,6 +2,7 @@
 
 #include "checksum.h"
 #include "error.h"
+#include "rounding.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -21,8 +22,6 @@ constexpr size_t   kChecksumFrom = offsetof(pye_bundle_header, checksum) + sizeo
 static_assert(sizeof(pye_bundle_header) == 256 && sizeof(pye_bundle_source) == 24 && sizeof(pye_bundle_matrix) == 64 &&
                   sizeof(pye_bundle_layer) == 216 && sizeof(pye_bundle_place) == 16,
               "the format's sizes are the same on every machine");
-
-uint64_t round_up(uint64_t x, uint64_t to) { return (x + to - 1) / to * to; }
 
 std::unique_ptr<SlotArena> arena_of(const ExpertIndex & index, uint32_t shape_class) {
     const ShapeClass & c = index.classes[shape_class];

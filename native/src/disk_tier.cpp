@@ -1,16 +1,15 @@
 #include "disk_tier.h"
 
 #include "checksum.h"
+#include "elapsed.h"
 #include "error.h"
+#include "rounding.h"
 
 #include <cstring>
 
 namespace pye {
 
 namespace {
-
-uint64_t round_down(uint64_t x, uint64_t to) { return x / to * to; }
-uint64_t round_up(uint64_t x, uint64_t to) { return (x + to - 1) / to * to; }
 
 // The part of a file that covers `segment` and starts and ends where direct reads may.
 Segment aligned_cover(const platform::File & file, const Segment & segment) {
@@ -28,11 +27,6 @@ std::string read_failure(const platform::File & file, const Segment & segment, i
 
 std::string changed_failure(const platform::File & file) {
     return file.path + " was changed while it was in use; load the model again";
-}
-
-uint64_t nanoseconds_since(std::chrono::steady_clock::time_point start) {
-    return static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
 }
 
 } // namespace

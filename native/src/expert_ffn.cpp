@@ -1,5 +1,6 @@
 #include "expert_ffn.h"
 
+#include "elapsed.h"
 #include "error.h"
 #include "ffn_graph.h"
 
@@ -20,11 +21,6 @@ constexpr size_t kAlign           = 64;
 
 // Beyond a few tokens the kernels' threads sum faster than one thread does.
 constexpr int64_t kMostTokensSummed = 4;
-
-uint64_t nanoseconds_since(std::chrono::steady_clock::time_point start) {
-    return static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
-}
 
 // Hands out aligned pieces of a buffer that was made large enough before.
 class Pieces {
@@ -215,8 +211,8 @@ bool ExpertFfn::run_resident(ggml_cgraph * graph, const FfnChain & chain, int en
         if (is_expert_matmul(node)) {
             node->src[0] = arena.view(ctx, binding_of(node->src[0])->place, lowest, n_slot);
             node->src[2] = ids;
-        } else if (node->op == GGML_OP_ADD_ID && engine_->replay_.active()) {
-            node->src[2] = experts; // the biases of the experts that compute, as in run_pass()
+        } else if (node->op == GGML_OP_ADD_ID) {
+            node->src[2] = experts; // biases keep the model's expert ids, those that compute
         }
     }
     for (int i = first; i < end; ++i) {

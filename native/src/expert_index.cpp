@@ -1,6 +1,7 @@
 #include "expert_index.h"
 
 #include "error.h"
+#include "rounding.h"
 
 #include "gguf.h"
 
@@ -336,14 +337,14 @@ class Builder {
             uint64_t      at = 0;
             for (ExpertMatrix & m : layer.matrices) {
                 m.in_slot = at;
-                at        = (at + m.bytes + kAlign - 1) / kAlign * kAlign;
+                at        = round_up(at + m.bytes, kAlign);
                 shape += m.name.substr(m.name.find(".ffn_")) + ':' + std::to_string(m.type) + ':' +
                          std::to_string(m.ne0) + 'x' + std::to_string(m.ne1) + ';';
             }
             const auto [it, fresh] = known.emplace(shape, static_cast<uint32_t>(index_.classes.size()));
             if (fresh) {
                 index_.classes.emplace_back();
-                index_.classes.back().stride = (at + platform::kPage - 1) / platform::kPage * platform::kPage;
+                index_.classes.back().stride = round_up(at, platform::kPage);
             }
             ShapeClass & c    = index_.classes[it->second];
             layer.shape_class = it->second;

@@ -1,5 +1,6 @@
 #include "layer_step.h"
 
+#include "elapsed.h"
 #include "error.h"
 
 #include <algorithm>
@@ -105,8 +106,7 @@ std::vector<uint32_t> LayerStep::next() {
     while (ready_.empty() && n_loading_ > 0 && failure_.empty()) {
         const auto start = std::chrono::steady_clock::now();
         take(engine_.source_->disk().load_wait());
-        engine_.stats_.stall_ns += static_cast<uint64_t>(
-            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
+        engine_.stats_.stall_ns += nanoseconds_since(start);
     }
     if (!failure_.empty()) {
         throw Error(PYE_E_FILE, "expert load failed: " + failure_);

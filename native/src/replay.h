@@ -17,8 +17,6 @@ class Replay {
         at_.assign(n_layer, 0);
     }
 
-    bool active() const { return !ids_.empty(); }
-
     // The ids of one layer's step, [n_token][n_used], are exchanged for the next ones of the trace.
     void apply(uint32_t layer, std::vector<int32_t> * ids) {
         if (ids_.empty()) {
