@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gguf_tools.bundles.format import Tables
 from gguf_tools.errors import RequestError
-from pyengine.trace import TraceError, load_trace
+from pyengine.traces import TraceError, load_trace
 
 _MOST_ROUNDS = 50
 

@@ -133,16 +133,20 @@ def texts_of(llm: Any, task: Task) -> Texts:
     return Texts(prompts, stretch(long, task.prefill_tokens))
 
 
+def n_ctx_of(task: Task) -> int:
+    """Tokens of context that the texts need."""
+    # 64: room for the longest of the short prompts. A multiple of 256, see CONTEXT_STEP in cli/options.py.
+    return -(-(max(task.prefill_tokens, 64 + task.n_tokens) + 1) // 256) * 256
+
+
 def run(task: Task) -> dict[str, Any]:
     """Load and measure. Raises UnsupportedError, and whatever llama_cpp and pyengine raise."""
     replay = TraceTexts(Path(task.trace), task.n_prompts) if task.trace else None
-    # 64: room for the longest of the short prompts. A multiple of 256, see CONTEXT_STEP in cli/options.py.
-    n_ctx = -(-(max(task.prefill_tokens, 64 + task.n_tokens) + 1) // 256) * 256
     _imported(
         "llama_cpp" if task.kind.startswith("stock") else "pyengine"
     )  # its libraries are not the model's load time
     started = time.perf_counter()
-    llm = load(task, n_ctx)
+    llm = load(task, n_ctx_of(task))
     load_s = time.perf_counter() - started
     try:
         subject = LoadedModel(llm, replay)

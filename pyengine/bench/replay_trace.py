@@ -11,7 +11,7 @@ import numpy as np
 from pyengine.bench.measuring import Texts
 from pyengine.bench.rows import ModelFacts
 from pyengine.errors import UsageError
-from pyengine.trace import load_trace
+from pyengine.traces import load_trace
 
 if TYPE_CHECKING:
     import numpy.typing as npt

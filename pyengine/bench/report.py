@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pyengine.bench.plots import PLOTS, draw
-from pyengine.bench.report_tables import bundles, movement, speeds
+from pyengine.bench.report_tables import bundles, forecasts, movement, speeds
 from pyengine.bench.results import CSV, Run, read_run
 from pyengine.bench.rows import KINDS
 from pyengine.bench.summary import LABEL_OF_REPLAY, faults, in_order, noise, summarise
@@ -70,6 +70,7 @@ def _run(run: Run, page: Path) -> Iterator[str]:
         yield speeds(mine)
         yield movement(mine)
         yield from bundles(run.samples, mine)
+        yield from forecasts([sample for sample in run.samples if sample.model == name])
     wrong = faults(rows)
     if wrong:
         yield "**Faults of this run**\n\n" + "\n".join(f"- {fault}" for fault in wrong) + "\n"

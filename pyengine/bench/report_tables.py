@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from pyengine.bench.rows import LRU, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
@@ -133,3 +134,32 @@ def bundles(samples: Sequence[Sample], rows: Sequence[RowSummary]) -> Iterator[s
         names = _BUNDLE_COLUMNS.values()
         yield "Bundle / plain GGUF file:\n"
         yield "\n".join(["| budget | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names), *lines]) + "\n"
+
+
+def forecasts(samples: Sequence[Sample]) -> Iterator[str]:
+    """What the planner said of each row right before it ran, against what it was; one model's samples."""
+    by_row: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.status == "ok" and sample.plan_decode_tok_per_s:
+            by_row.setdefault(sample.row, []).append(sample)
+    if not by_row:
+        return
+    # Alternately with the trace of these texts and without any.
+    pairs = [
+        (f"{who}_{speed}", speed) for speed in ("decode_tok_per_s", "prefill_tok_per_s") for who in ("plan", "guess")
+    ]
+    largest = dict.fromkeys((said for said, _ in pairs), 0.0)
+    lines = []
+    for row, group in by_row.items():
+        cells = [f"{statistics.median(100 * (s.hit_rate or 0) for s in group):.0f} %"]
+        cells.append(f"{statistics.median(100 * (s.plan_hit_rate or 0) for s in group):.0f} %")
+        for said, speed in pairs:
+            errors = [getattr(s, said) / getattr(s, speed) - 1 for s in group]
+            largest[said] = max(largest[said], *map(abs, errors))
+            cells.append(" ".join(f"{error:+.0%}" for error in errors))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    names = ["hits", "foretold", "decode", "without a trace", "prefill", "without a trace"]
+    yield "What `pyengine plan` foretold right before each sample, against the sample (each round's error):\n"
+    yield "\n".join(["| row | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names), *lines]) + "\n"
+    worst = [f"{largest[said]:.0%}" for said, _ in pairs]
+    yield f"Largest error: decode {worst[0]}, without a trace {worst[1]}; prefill {worst[2]} and {worst[3]}.\n"

@@ -68,7 +68,7 @@ def run_benchmark(order: Order, say: Callable[[str], None]) -> Run:
         busy=busy,
         forced=order.force,
     )
-    sampler = Sampler(order.settings)
+    sampler = Sampler(order.settings, order.out)
     samples: list[Sample] = []
     try:
         with (order.out / CSV).open("w", encoding="utf-8", newline="") as file:
@@ -77,7 +77,7 @@ def run_benchmark(order: Order, say: Callable[[str], None]) -> Run:
                 table.add(sample)
                 samples.append(sample)
     finally:
-        content |= {"caches": sampler.caches, "probes": sampler.probes}
+        content |= {"caches": sampler.caches, "probes": sampler.probes, "notes": sampler.notes}
         write_record(order.out, content)
     run = Run(order.out, samples, content)
     if order.plots:

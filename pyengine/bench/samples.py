@@ -83,6 +83,14 @@ class Sample:
     """processors' worth that the hypervisor took"""
     fixed_work_s: float | None = None
     """quiet.fixed_work() just before"""
+    plan_decode_tok_per_s: float | None = None
+    plan_prefill_tok_per_s: float | None = None
+    plan_hit_rate: float | None = None
+    """what `pyengine plan` said right before, with the trace of these texts"""
+    guess_decode_tok_per_s: float | None = None
+    guess_prefill_tok_per_s: float | None = None
+    guess_hit_rate: float | None = None
+    """the same before there is a trace"""
     text: str = ""
     """hash of the greedy token ids"""
     exact: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pyengine.bench import quiet
 from pyengine.bench.cgroups import CgroupError, DiskLimit, Groups, MemoryUse, block_device, groups
 from pyengine.bench.child import Task
 from pyengine.bench.launch import Outcome, launch
+from pyengine.bench.plan_check import PlanCheck
 from pyengine.bench.rows import LRU_BUNDLE, STOCK_MMAP, STOCK_MMAP_PLAIN, STOCK_RESIDENT, ModelFacts, Row
 from pyengine.bench.samples import Sample, figures, same_tokens
 from pyengine.bench.settings import Settings
@@ -39,6 +40,7 @@ class Sampler:
     """Takes samples one after the other.
 
     Args:
+        out: folder for the traces that checking the plan needs.
         run: starts one process; see launch().
 
     Attributes:
@@ -46,8 +48,9 @@ class Sampler:
         probes: every disk probe's result.
     """
 
-    def __init__(self, settings: Settings, run: Callable[..., Outcome] = launch) -> None:
+    def __init__(self, settings: Settings, out: Path, run: Callable[..., Outcome] = launch) -> None:
         self._settings = settings
+        self._plan = PlanCheck(out, run, settings.sample_limit_s) if settings.check_plan else None
         self._run = run
         self._references: dict[str, Sequence[Sequence[int]]] = {}
         self.caches = ""
@@ -81,6 +84,7 @@ class Sampler:
         if wanted > free:
             return replace(sample, reason=f"it needs {wanted / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
         probed = None if row.stock else self._probe(model, row)
+        foretold = self._foretold(model, row, free)
         self.caches = quiet.drop_caches(model.files)
         fixed_work_s = quiet.fixed_work(settings.n_threads)
         before, ours = quiet.CpuClock.now(), _our_cpu()
@@ -97,6 +101,7 @@ class Sampler:
             other_cpu=other,
             stolen_cpu=stolen,
             fixed_work_s=fixed_work_s,
+            **foretold,
         )
         if outcome.status != "ok":
             return sample
@@ -118,8 +123,15 @@ class Sampler:
         return replace(outcome, reason=outcome.reason or lack), False
 
     def _child(self, model: BenchModel, row: Row, made: Groups) -> Outcome:
+        task = self._task(model, row)
+        outcome = self._run("pyengine.bench.child", asdict(task), made, self._settings.sample_limit_s)
+        if row.stock and outcome.result.get("libraries"):
+            raise PyengineError("a stock row has loaded pyengine's native part; its figures would not be stock's")
+        return outcome
+
+    def _task(self, model: BenchModel, row: Row) -> Task:
         settings = self._settings
-        task = Task(
+        return Task(
             model=str(model.facts.path),
             kind=row.kind,
             budget=row.budget,
@@ -131,10 +143,20 @@ class Sampler:
             n_threads=settings.n_threads,
             trace=str(settings.trace) if settings.trace else None,
         )
-        outcome = self._run("pyengine.bench.child", asdict(task), made, settings.sample_limit_s)
-        if row.stock and outcome.result.get("libraries"):
-            raise PyengineError("a stock row has loaded pyengine's native part; its figures would not be stock's")
-        return outcome
+
+    def _foretold(self, model: BenchModel, row: Row, free: int) -> Mapping[str, Any]:
+        """What the planner says of a row of ours now, as fields of Sample. `free`: bytes of memory."""
+        if self._plan is None or row.stock:
+            return {}
+        facts = model.facts
+        spare = min(facts.slot_bytes, free - facts.other_bytes - 2 * facts.allowance)
+        with groups(None, self._disk_limit(model)) as made:
+            return self._plan.forecast(self._task(model, row), spare, made)
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be found out, a sentence each."""
+        return self._plan.notes if self._plan else []
 
     def _probe(self, model: BenchModel, row: Row) -> float | None:
         """MB/s that the disk gives at this moment with reads as large as this row's, from the file that it reads."""

@@ -24,6 +24,7 @@ class Settings:
         trace: routing trace to take expert ids from, or None.
         n_threads: for the kernels.
         probe_s: seconds of each disk probe.
+        check_plan: also predict each row of ours, as `pyengine plan` does, right before it is measured.
     """
 
     kinds: Sequence[str] = tuple(KINDS)
@@ -38,6 +39,7 @@ class Settings:
     trace: Path | None = None
     n_threads: int = 1
     probe_s: float = 1.0
+    check_plan: bool = False
 
 
 #: Changes for the bundled model, which is small: two minutes in all.

@@ -94,8 +94,8 @@ def _recording(llm: Llama, name: str) -> Callable[[], None]:
     """
     from pyengine.errors import UsageError
     from pyengine.planning.plan import default_trace
-    from pyengine.recorder import TraceRecorder
-    from pyengine.trace import save_trace
+    from pyengine.traces import save_trace
+    from pyengine.traces.recorder import TraceRecorder
 
     if llm.engine is None:
         raise UsageError("--trace: this model runs without managed experts, so there is no routing to record")

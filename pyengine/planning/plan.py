@@ -13,7 +13,7 @@ from pyengine.planning.measured import Measured
 from pyengine.planning.predict import ExpertCounts, decode_seconds, prefill_seconds
 from pyengine.planning.routing import Routing, routing_of_trace, uniform_routing
 from pyengine.planning.shape import ModelShape
-from pyengine.trace import Trace, TraceError, load_trace
+from pyengine.traces import Trace, TraceError, load_trace
 
 #: Shares of all experts that every plan shows.
 SHARES = ("12.5%", "25%", "50%", "75%", "100%")

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pyengine.trace import Trace
+from pyengine.traces import Prompts, Trace
 
 #: Tokens replayed: enough for hit rates to settle within a percent, and quick.
 MOST_TOKENS = 1200
@@ -75,10 +75,8 @@ class Routing:
     """uint16 [n_token, n_layer, n_expert_used], each set ascending"""
     n_expert: int
     traced: bool
-    prompt_tokens: npt.NDArray[np.int64]
-    """int64 [n]: lengths of recorded micro-batches, ascending"""
-    prompt_experts: npt.NDArray[np.float64]
-    """float64 [n, n_layer]: distinct experts they used"""
+    prompts: Prompts
+    """recorded micro-batches, perhaps none"""
 
     def decode(self, layers: Sequence[Sequence[int]], slots: Sequence[int]) -> Misses:
         """Misses of tokens computed one at a time, once the slots are full.
@@ -90,10 +88,11 @@ class Routing:
         n_token, n_layer, n_used = self.ids.shape
         first = int(_WARM_UP * n_token)
         counts = np.zeros((n_token, n_layer), np.int64)
+        decoded = self._decoded()
         for members, n_slot in zip(layers, slots, strict=True):
             resident = self._last(members, n_slot)
             misses = np.fromiter(replay(self._steps(members), n_slot, resident), np.int64)
-            counts[:, list(members)] = misses.reshape(n_token, len(members))
+            counts[:, list(members)] = misses.reshape(-1, len(members))[decoded]
         return _averages(counts[first:], np.full(n_layer, float(n_used)))
 
     def prefill(self, n_token: int, layers: Sequence[Sequence[int]], slots: Sequence[int], *, cold: bool) -> Misses:
@@ -115,9 +114,27 @@ class Routing:
         all_of_them = [layer * self.n_expert + e for layer in members for e in range(self.n_expert)]
         return all_of_them[max(0, len(all_of_them) - n_slot) :]
 
+    def _decoded(self) -> npt.NDArray[np.bool_]:
+        """Of all steps of a layer, which are decoded tokens and not micro-batches of a prompt."""
+        decoded = np.ones(len(self.ids) + len(self.prompts), np.bool_)
+        decoded[self.prompts.at + np.arange(len(self.prompts))] = False
+        return decoded
+
     def _steps(self, members: Sequence[int]) -> Iterator[list[int]]:
-        numbers = self._numbers[:, list(members)].reshape(-1, self.ids.shape[2])
-        return iter(numbers.tolist())
+        """What replay() takes: layer after layer of token after token, micro-batches of prompts where they came."""
+        numbers, done = self._numbers[:, list(members)].tolist(), 0
+        for index, at in enumerate([*self.prompts.at.tolist(), len(numbers)]):
+            for sets in numbers[done:at]:
+                yield from sets
+            done = at
+            if index < len(self.prompts):
+                yield from (self._prompt(index, layer) for layer in members)
+
+    def _prompt(self, index: int, layer: int) -> list[int]:
+        """Experts of a recorded micro-batch in one layer, those that most tokens chose first."""
+        experts, pairs = self.prompts.of(index, layer, self.ids.shape[1])
+        order = np.argsort(-pairs.astype(np.int64), kind="stable")
+        return [layer * self.n_expert + int(expert) for expert in experts[order]]
 
     @cached_property
     def _numbers(self) -> npt.NDArray[np.int64]:
@@ -144,10 +161,11 @@ class Routing:
 
     def _recorded(self, n_token: int) -> npt.NDArray[np.float64] | None:
         """Distinct experts of recorded micro-batches, between the lengths next to `n_token`; None: nothing similar."""
-        lengths = self.prompt_tokens
+        order = np.argsort(self.prompts.tokens, kind="stable")
+        lengths = self.prompts.tokens[order]
         if not len(lengths) or not 0.5 * lengths[0] <= n_token <= 2 * lengths[-1]:
             return None
-        columns = [np.interp(n_token, lengths, column) for column in self.prompt_experts.T]
+        columns = [np.interp(n_token, lengths, column) for column in self.prompts.counts(self.ids.shape[1])[order].T]
         return np.array(columns)
 
 
@@ -164,13 +182,25 @@ def routing_of_trace(trace: Trace) -> Routing | None:
     """The routing in a trace; None if it has too few tokens to say anything. Of a long one the last tokens."""
     if len(trace.ids) < 8:
         return None
-    order = np.argsort(trace.prompt_tokens, kind="stable")
+    dropped = max(0, len(trace.ids) - MOST_TOKENS)
     return Routing(
-        ids=np.sort(trace.ids[-MOST_TOKENS:], axis=2),
+        ids=np.sort(trace.ids[dropped:], axis=2),
         n_expert=trace.model.n_expert,
         traced=True,
-        prompt_tokens=trace.prompt_tokens[order],
-        prompt_experts=trace.prompt_experts[order].astype(np.float64),
+        prompts=_after(trace.prompts, dropped, trace.model.n_layer),
+    )
+
+
+def _after(prompts: Prompts, token: int, n_layer: int) -> Prompts:
+    """Those at or after a token, counted from there."""
+    first = int(np.searchsorted(prompts.at, token))
+    begin = prompts.offsets[first * n_layer]
+    return Prompts(
+        at=prompts.at[first:] - token,
+        tokens=prompts.tokens[first:],
+        offsets=prompts.offsets[first * n_layer :] - begin,
+        experts=prompts.experts[begin:],
+        pairs=prompts.pairs[begin:],
     )
 
 
@@ -181,5 +211,4 @@ def uniform_routing(n_layer: int, n_expert: int, n_expert_used: int, n_token: in
     for token in range(n_token):
         order = np.argpartition(chance.random((n_layer, n_expert)), n_expert_used - 1, axis=1)
         ids[token] = np.sort(order[:, :n_expert_used], axis=1)
-    nothing = np.zeros(0, np.int64)
-    return Routing(ids, n_expert, False, nothing, np.zeros((0, n_layer)))
+    return Routing(ids, n_expert, False, Prompts())

@@ -8,6 +8,7 @@ import pytest
 
 from pyengine.bench import plots
 from pyengine.bench.report import main, report
+from pyengine.bench.report_tables import forecasts
 from pyengine.bench.results import read_run, record, write_record
 from pyengine.bench.samples import CsvWriter
 from pyengine.bench.sampling import BenchModel
@@ -155,3 +156,20 @@ def test_one_budget_makes_no_curve(tmp_path, samples):
 def test_plots_do_not_change_with_time(tmp_path, samples):
     first = {path.name: path.read_bytes() for path in plots.draw(samples, tmp_path)}
     assert {path.name: path.read_bytes() for path in plots.draw(samples, tmp_path)} == first
+
+
+def test_forecasts_stand_beside_what_was_measured(sample):
+    told = {"plan_prefill_tok_per_s": 50.0, "guess_decode_tok_per_s": 6.0, "guess_prefill_tok_per_s": 40.0}
+    common = {"kind": "lru", "share": 50.0, "hit_rate": 0.5, "plan_hit_rate": 0.55, "prefill_tok_per_s": 50.0, **told}
+    page = "\n".join(
+        forecasts(
+            [
+                sample(decode_tok_per_s=9.0),
+                sample(decode_tok_per_s=4.0, plan_decode_tok_per_s=5.0, **common),
+                sample(decode_tok_per_s=5.0, plan_decode_tok_per_s=4.5, **common),
+            ]
+        )
+    )
+    assert "| lru 50% | 50 % | 55 % | +25% -10% | +50% +20% | +0% +0% | -20% -20% |" in page
+    assert "Largest error: decode 25%, without a trace 50%; prefill 0% and 20%." in page
+    assert not list(forecasts([sample(kind="lru", share=50.0, decode_tok_per_s=4.0)]))

@@ -70,7 +70,9 @@ def no_machine(monkeypatch):
 
 def take_all(models, settings, children):
     said = []
-    found = list(rounds.take_samples(models, settings, Sampler(settings, children), said.append))
+    found = list(
+        rounds.take_samples(models, settings, Sampler(settings, models[0].facts.path.parent, children), said.append)
+    )
     assert len(said) == len(found)
     return found
 
@@ -208,3 +210,41 @@ def test_a_polite_kill_is_an_interrupt(model):
     with pytest.raises(KeyboardInterrupt):
         take_all([model], Settings(kinds=["stock-resident"], rounds=1), killed)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class PlanningChildren(FakeChildren):
+    """Also records and foretells; `failing` modules fail."""
+
+    def __init__(self, failing=""):
+        super().__init__()
+        self.failing, self.asked = failing, []
+
+    def __call__(self, module, task, groups, timeout_s):
+        name = module.rsplit(".", 1)[1]
+        if name not in ("recording", "forecast"):
+            return super().__call__(module, task, groups, timeout_s)
+        self.asked.append((name, task))
+        if name == self.failing:
+            return Outcome("failed", "because", {}, USE)
+        return Outcome("ok", "", {"plan_decode_tok_per_s": 4.5} if name == "forecast" else {"n_token": 9}, USE)
+
+
+CHECKED = Settings(kinds=["stock-resident", "lru"], shares=[25.0, 50.0], rounds=2, check_plan=True)
+
+
+def test_the_plan_is_asked_right_before_each_row_of_ours(model):
+    children = PlanningChildren()
+    found = take_all([model], CHECKED, children)
+    assert [s.plan_decode_tok_per_s for s in found] == [None, 4.5, 4.5] * 2
+    assert [name for name, _ in children.asked] == ["recording", *["forecast"] * 4]
+    asked = [task for name, task in children.asked if name == "forecast"]
+    assert [task["budget"] for task in asked] == [20_000_000, 40_000_000] * 2
+    assert {task["trace"] for task in asked} == {children.asked[0][1]["out"]}
+
+
+@pytest.mark.parametrize("failing", ["recording", "forecast"])
+def test_a_plan_that_fails_is_noted_and_the_row_is_measured(model, failing):
+    sampler = Sampler(CHECKED, model.facts.path.parent, PlanningChildren(failing))
+    found = list(rounds.take_samples([model], CHECKED, sampler, lambda _: None))
+    assert {s.status for s in found} == {"ok"} and {s.plan_decode_tok_per_s for s in found} == {None}
+    assert sampler.notes and "because" in sampler.notes[0]

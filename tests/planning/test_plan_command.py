@@ -20,7 +20,7 @@ from pyengine.planning import probe
 from pyengine.planning.controlled_run import ControlledRun, budget_of_one_token
 from pyengine.planning.measured import Measured
 from pyengine.planning.shape import read_shape
-from pyengine.trace import Trace, TracedModel, load_trace, save_trace
+from pyengine.traces import Trace, TracedModel, load_trace, save_trace
 
 MEASURED = Measured(
     token_s=0.010,
@@ -255,6 +255,6 @@ def test_run_writes_the_trace_of_a_prompt_and_its_tokens(tmp_path: Path) -> None
     trace = load_trace(path)
     assert trace.model == TracedModel(bundled_model().name, "llama", 30, 32, 8)
     assert len(trace.ids) == 8, "the last token is sampled, not computed"
-    assert trace.prompt_tokens.tolist() == [5] and trace.starts.tolist() == [0]
+    assert trace.prompts.tokens.tolist() == [5] and trace.starts.tolist() == [0]
     assert len({tuple(sorted(ids)) for ids in trace.ids[:, 0].tolist()}) > 1
     assert (np.diff(np.sort(trace.ids, axis=2), axis=2) > 0).all(), "a set has no expert twice"

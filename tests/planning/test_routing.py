@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from pyengine import Llama, bundled_model
 from pyengine.planning.routing import Routing, replay, routing_of_trace
-from pyengine.recorder import TraceRecorder
-from pyengine.trace import Trace, TracedModel
+from pyengine.traces import Prompts, Trace, TracedModel
+from pyengine.traces.recorder import TraceRecorder
 
 HIT, MISS = 0, 1
 TEXT = (
@@ -86,18 +86,22 @@ def test_the_replay_misses_what_the_engine_missed_step_by_step(recorded: Recorde
     routing = routing_of_trace(recorded.trace)
     assert routing is not None and len(routing.ids) == recorded.n_decoded
     layers = range(recorded.trace.model.n_layer)
-    steps = routing._steps(list(layers))
+    steps = list(routing._steps(list(layers)))[len(layers) :]  # after the prompt
     assert list(replay(steps, recorded.slots, recorded.resident_before())) == recorded.decoded_misses()
     assert sum(recorded.decoded_misses()) > 0
 
 
 def test_the_trace_has_the_prompt(recorded: Recorded) -> None:
     trace = recorded.trace
-    assert trace.prompt_tokens.tolist() == [20]
+    assert trace.prompts.tokens.tolist() == [20] and trace.prompts.at.tolist() == [0]
     assert trace.starts.tolist() == [0]
     events = np.concatenate(recorded.events)
     of_prompt = events[(events["kind"] < 2) & (events["step"] < events["step"].min() + trace.model.n_layer)]
-    assert np.bincount(of_prompt["layer"]).tolist() == trace.prompt_experts[0].tolist()
+    assert np.bincount(of_prompt["layer"]).tolist() == trace.prompts.counts(trace.model.n_layer)[0].tolist()
+    for layer in (0, 7):
+        experts, pairs = trace.prompts.of(0, layer, trace.model.n_layer)
+        seen = {int(e["expert"]): int(e["tokens"]) for e in of_prompt[of_prompt["layer"] == layer]}
+        assert dict(zip(experts.tolist(), pairs.tolist(), strict=True)) == seen and int(pairs.sum()) == 8 * 20
 
 
 def test_a_trace_too_short_says_nothing() -> None:
@@ -105,11 +109,23 @@ def test_a_trace_too_short_says_nothing() -> None:
     assert routing_of_trace(Trace(model, np.zeros((7, 2, 2), np.uint16))) is None
 
 
+def prompts(recorded: list[tuple[int, int, tuple[int, ...]]]) -> Prompts:
+    """Of (decoded tokens before it, tokens, distinct experts of each layer); an expert chosen by 9 tokens each."""
+    counts = [n for _, _, layers in recorded for n in layers]
+    return Prompts(
+        at=np.array([at for at, _, _ in recorded]),
+        tokens=np.array([tokens for _, tokens, _ in recorded]),
+        offsets=np.cumsum([0, *counts]),
+        experts=np.concatenate([np.arange(n) for n in counts]).astype(np.uint16),
+        pairs=np.full(sum(counts), 9, np.uint16),
+    )
+
+
 def test_a_recorded_prompt_says_how_many_experts_prompts_use() -> None:
     model = TracedModel("", "", 2, 64, 2)
     ids = np.tile(np.array([[0, 1], [2, 3]], np.uint16), (40, 1, 1))  # the same two experts for ever
     silent = routing_of_trace(Trace(model, ids))
-    told = routing_of_trace(Trace(model, ids, np.zeros(0, np.int64), np.array([256]), np.array([[50, 40]], np.uint16)))
+    told = routing_of_trace(Trace(model, ids, prompts=prompts([(0, 256, (50, 40))])))
     assert silent is not None and told is not None
 
     def wanted(routing: Routing, n: int) -> list[float]:
@@ -130,3 +146,15 @@ def test_the_same_ids_again_miss_nothing() -> None:
     assert list(replay(steps * 3, slots=4)) == [2, 2, 0, 0, 0, 0]
     assert list(replay(steps * 3, slots=3)) == [2, 2, 1, 1, 1, 1]
     assert list(replay(steps * 3, slots=2)) == [2] * 6
+
+
+def test_a_prompt_before_an_answer_takes_slots() -> None:
+    """Every answer uses the same two experts; the prompt before it pushes them out."""
+    model = TracedModel("", "", 1, 64, 2)
+    ids = np.full((80, 1, 2), [[60, 61]], np.uint16)
+    without = routing_of_trace(Trace(model, ids))
+    with_prompts = routing_of_trace(Trace(model, ids, prompts=prompts([(at, 40, (48,)) for at in range(0, 80, 10)])))
+    assert without is not None and with_prompts is not None
+    assert without.decode([range(1)], [8]).hit_rate == 1
+    assert with_prompts.decode([range(1)], [8]).per_layer[0] == pytest.approx(2 / 10)
+    assert with_prompts.decode([range(1)], [64]).hit_rate == 1, "with room for everything a prompt takes nothing"

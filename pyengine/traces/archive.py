@@ -1,10 +1,9 @@
-"""Routing traces: which experts each step used, recorded from a running engine and kept in a file.
+"""Routing traces as files.
 
-A trace knows nothing of budgets or time; pyengine.planning replays it to say what a budget would have hit.
-
-The file is a NumPy .npz archive. `meta` is UTF-8 JSON as bytes: format, version, and the model's identity; the other
-members are the arrays of Trace under their names. A trace of another origin with only `ids` [n_token, n_layer, n_used]
-and `starts` is read too; its model is then known by its shape alone.
+A NumPy .npz archive. `meta` is UTF-8 JSON as bytes: format, version, and the model's identity; the other members are
+the arrays of Trace under their names, those of its prompts as `prompt_at`, `prompt_tokens` and so on. A trace of
+another origin with only `ids` [n_token, n_layer, n_used] and `starts`, perhaps `probs` of the shape of `ids`, is read
+too; its model is then known by its shape alone.
 """
 
 from __future__ import annotations
@@ -15,23 +14,39 @@ import os
 import tokenize
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyengine.errors import PyengineError, one_line
+from pyengine.errors import one_line
+from pyengine.traces.trace import Prompts, Trace, TracedModel, TraceError
 
-FORMAT, VERSION = "pyengine routing trace", 1
+FORMAT, VERSION = "pyengine routing trace", 2
 
 #: Bounds on what a file may claim, so that a hostile one cannot take the memory.
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 4 << 30
 _MOST_META = 1 << 16
 _MOST_EXPERTS = 1 << 16
 _FOREIGN_IDS = ("ids", "starts")
-_ARRAYS = ("ids", "starts", "prompt_tokens", "prompt_experts")
+#: Name -> (kinds of dtype, dimensions, dtype in memory).
+_ARRAYS = {
+    "ids": ("u", 3, "<u2"),
+    "starts": ("iu", 1, "<i8"),
+    "tokens": ("i", 1, "<i4"),
+    "weights": ("f", 3, "<f2"),
+    "inputs": ("f", 3, "<f2"),
+    "seconds": ("f", 1, "<f4"),
+}
+_PROMPT_ARRAYS = {
+    "at": ("iu", 1, "<i8"),
+    "tokens": ("iu", 1, "<i8"),
+    "offsets": ("iu", 1, "<i8"),
+    "experts": ("u", 1, "<u2"),
+    "pairs": ("u", 1, "<u2"),
+}
 
 #: What reading a damaged archive may raise besides our own.
 _DAMAGE = (
@@ -40,64 +55,11 @@ _DAMAGE = (
 )
 
 
-class TraceError(PyengineError, ValueError):
-    """A routing trace that is damaged, of another model, or empty."""
-
-
-@dataclass(frozen=True)
-class TracedModel:
-    """The model a trace belongs to. `name` is the file's name, empty if unknown, as is `architecture`."""
-
-    name: str
-    architecture: str
-    n_layer: int
-    n_expert: int
-    n_expert_used: int
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Expert ids of decoded tokens, and how many experts prompts touched.
-
-    Layers are counted among those that have experts; ids are within their layer.
-    """
-
-    model: TracedModel
-    ids: npt.NDArray[np.uint16]
-    """uint16 [n_token, n_layer, n_expert_used]: tokens computed one at a time, in order; a token's set in no order"""
-    starts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, "<i8"))
-    """int64 [n]: the tokens of `ids` that a prompt came right before; ascending"""
-    prompt_tokens: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, "<i8"))
-    """int64 [n_prompt]: tokens of each micro-batch of several tokens"""
-    prompt_experts: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros((0, 0), "<u2"))
-    """uint16 [n_prompt, n_layer]: distinct experts it used in each layer"""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-def _check(trace: Trace) -> None:
-    """Raise TraceError unless shapes and ranges agree."""
-    model, ids = trace.model, trace.ids
-    if not (0 < model.n_expert_used <= model.n_expert <= _MOST_EXPERTS and model.n_layer > 0):
-        raise TraceError("its model's numbers of layers and experts are impossible")
-    if ids.ndim != 3 or ids.shape[1:] != (model.n_layer, model.n_expert_used):
-        raise TraceError(f"its ids have the shape {ids.shape}, which does not fit its model")
-    if ids.size and int(ids.max()) >= model.n_expert:
-        raise TraceError(f"it names expert {int(ids.max())} of {model.n_expert}")
-    starts, tokens, experts = trace.starts, trace.prompt_tokens, trace.prompt_experts
-    if starts.ndim != 1 or (starts.size and (starts[0] < 0 or starts[-1] > len(ids) or np.any(np.diff(starts) < 0))):
-        raise TraceError("its starts are not ascending positions in the trace")
-    if tokens.ndim != 1 or (tokens.size and int(tokens.min()) < 1) or len(experts) != len(tokens):
-        raise TraceError("its prompts have impossible lengths")
-    if len(tokens) and (experts.shape != (len(tokens), model.n_layer) or int(experts.max()) > model.n_expert):
-        raise TraceError("its prompts use impossible numbers of experts")
-
-
 def save_trace(path: Path, trace: Trace) -> None:
     """Write the trace; a file of that name is replaced at once or not at all. Raises OSError."""
     meta = {"format": FORMAT, "version": VERSION, "model": asdict(trace.model)}
     arrays = {name: getattr(trace, name) for name in _ARRAYS}
+    arrays |= {f"prompt_{name}": getattr(trace.prompts, name) for name in _PROMPT_ARRAYS}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -140,13 +102,11 @@ def _own(archive: zipfile.ZipFile) -> Trace:
     if meta.get("version") != VERSION:
         raise TraceError(f"it has format version {meta.get('version')!r:.20}; this pyengine reads {VERSION}")
     model = _model(meta.get("model"))
-    return Trace(
-        model,
-        ids=_member(archive, "ids", "u", 3).astype("<u2"),
-        starts=_member(archive, "starts", "iu", 1).astype("<i8"),
-        prompt_tokens=_member(archive, "prompt_tokens", "iu", 1).astype("<i8"),
-        prompt_experts=_member(archive, "prompt_experts", "u", 2).astype("<u2"),
-    )
+    arrays = {name: _member(archive, name, *how[:2]).astype(how[2]) for name, how in _ARRAYS.items()}
+    prompts = {
+        name: _member(archive, f"prompt_{name}", *how[:2]).astype(how[2]) for name, how in _PROMPT_ARRAYS.items()
+    }
+    return Trace(model, prompts=Prompts(**prompts), **arrays)
 
 
 def _model(values: Any) -> TracedModel:
@@ -161,14 +121,17 @@ def _model(values: Any) -> TracedModel:
 
 
 def _foreign(archive: zipfile.ZipFile) -> Trace:
-    if not {f"{name}.npy" for name in _FOREIGN_IDS} <= set(archive.namelist()):
+    names = set(archive.namelist())
+    if not {f"{name}.npy" for name in _FOREIGN_IDS} <= names:
         raise TraceError("it has neither meta nor ids and starts")
     ids = _member(archive, "ids", "iu", 3)
     if not ids.size or int(ids.min()) < 0 or int(ids.max()) >= _MOST_EXPERTS:
         raise TraceError("its ids are not expert ids")
     model = TracedModel("", "", ids.shape[1], int(ids.max()) + 1, ids.shape[2])
     starts = _member(archive, "starts", "iu", 1).astype("<i8")
-    return Trace(model, ids=ids.astype("<u2"), starts=starts, prompt_experts=np.zeros((0, ids.shape[1]), "<u2"))
+    weights = _member(archive, "probs", "f", 3).astype("<f2") if "probs.npy" in names else np.zeros((0, 0, 0), "<f2")
+    prompts = Prompts()
+    return Trace(model, ids=ids.astype("<u2"), starts=starts, prompts=prompts, weights=weights)
 
 
 def _member(archive: zipfile.ZipFile, name: str, kinds: str, n_dim: int, most: int = _MOST_BYTES) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyengine.trace import Trace, TracedModel, TraceError, load_trace, save_trace
+from pyengine.traces import Prompts, Trace, TracedModel, TraceError, load_trace, save_trace
 
 MODEL = TracedModel("m.gguf", "llama", n_layer=3, n_expert=8, n_expert_used=2)
 
@@ -25,8 +25,17 @@ def trace(n_token: int = 5) -> Trace:
         MODEL,
         ids.reshape(n_token, 3, 2),
         np.array([0, n_token]),
-        np.array([17, 512]),
-        np.array([[5, 6, 7], [8, 8, 8]], np.uint16),
+        Prompts(
+            at=np.array([0, n_token]),
+            tokens=np.array([17, 512]),
+            offsets=np.array([0, 2, 3, 5, 7, 8, 9]),
+            experts=np.array([1, 4, 7, 0, 3, 2, 5, 6, 6], np.uint16),
+            pairs=np.array([3, 31, 34, 30, 4, 512, 512, 1024, 2], np.uint16),
+        ),
+        tokens=np.arange(n_token, dtype=np.int32),
+        weights=chance.random((n_token, 3, 2)).astype(np.float16),
+        inputs=chance.random((n_token, 3, 16)).astype(np.float16),
+        seconds=np.full(n_token, 0.25, np.float32),
     )
 
 
@@ -35,8 +44,12 @@ def test_a_trace_comes_back(tmp_path: Path) -> None:
     save_trace(path, trace())
     back = load_trace(path)
     assert back.model == MODEL
-    for name in ("ids", "starts", "prompt_tokens", "prompt_experts"):
+    for name in ("ids", "starts", "tokens", "weights", "inputs", "seconds"):
         np.testing.assert_array_equal(getattr(back, name), getattr(trace(), name))
+    for name, array in vars(trace().prompts).items():
+        np.testing.assert_array_equal(getattr(back.prompts, name), array)
+    assert back.prompts.counts(3).tolist() == [[2, 1, 2], [2, 1, 1]]
+    assert [part.tolist() for part in back.prompts.of(1, 0, 3)] == [[2, 5], [512, 512]]
     assert back.ids.dtype == np.uint16
 
 
@@ -61,6 +74,7 @@ def test_a_trace_of_another_origin_is_known_by_its_shape(tmp_path: Path) -> None
     found = load_trace(path)
     assert found.model == TracedModel("", "", 2, 8, 2)
     np.testing.assert_array_equal(found.ids, ids)
+    assert found.weights.shape == ids.shape and not len(found.prompts)
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -94,8 +108,15 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "starts that go back": (_set(starts=np.array([3, 1])), "starts"),
     "starts behind the end": (_set(starts=np.array([6])), "starts"),
     "a prompt of no tokens": (_set(prompt_tokens=np.array([0, 3])), "lengths"),
-    "prompts without experts": (_set(prompt_experts=np.zeros((1, 3), np.uint16)), "lengths"),
-    "more experts in a prompt": (_set(prompt_experts=np.full((2, 3), 9, np.uint16)), "impossible numbers"),
+    "prompts behind the end": (_set(prompt_at=np.array([0, 6])), "ascending positions"),
+    "prompts without places": (_set(prompt_at=np.zeros(0, np.int64)), "ascending positions"),
+    "prompts without experts": (_set(prompt_experts=np.zeros(0, np.uint16)), "divided into layers"),
+    "prompts that go back": (_set(prompt_offsets=np.array([0, 2, 1, 5, 7, 8, 9])), "divided into layers"),
+    "experts of no prompt": (_set(prompt_offsets=np.array([0, 2, 3, 5, 7, 8, 8])), "divided into layers"),
+    "a prompt's expert that is not there": (_set(prompt_experts=np.full(9, 8, np.uint16)), "prompts name expert 8"),
+    "tokens of somebody else": (_set(tokens=np.arange(4, dtype=np.int32)), "tokens are not those"),
+    "weights of another shape": (_set(weights=np.zeros((5, 3, 4), np.float16)), "weights have the shape"),
+    "gate inputs of other layers": (_set(inputs=np.zeros((5, 2, 16), np.float16)), "gate inputs have the shape"),
 }
 
 
@@ -103,8 +124,9 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 def test_a_hostile_trace_is_one_line(name: str, tmp_path: Path) -> None:
     change, reason = HOSTILE[name]
     good = trace()
-    meta = {"format": "pyengine routing trace", "version": 1, "model": dict(vars(MODEL))}
-    arrays = {n: getattr(good, n) for n in ("ids", "starts", "prompt_tokens", "prompt_experts")}
+    meta = {"format": "pyengine routing trace", "version": 2, "model": dict(vars(MODEL))}
+    arrays = {n: getattr(good, n) for n in ("ids", "starts", "tokens", "weights", "inputs", "seconds")}
+    arrays |= {f"prompt_{n}": array for n, array in vars(good.prompts).items()}
     path = tmp_path / "hostile.npz"
     write = lambda: np.savez(path, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # noqa: E731
     write()
