@@ -9,14 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyengine.advice import foresight
+from pyengine.advice.keeper import Keeper
 from pyengine.architectures import MANAGED
 from pyengine.budget import Budget, resolve
 from pyengine.bundles import use_bundle
 from pyengine.errors import UnmanagedModelError, UsageError
 from pyengine.native import ModelInfo, NativeEngine
+from pyengine.policies import DEFAULT_POLICY
+from pyengine.policies import check_wording as check_policy
 from pyengine.pressure import PressureWatch
+from pyengine.traces.routing_log import RoutingLog
 
 _log = logging.getLogger("pyengine")
+
+_PREFETCH_COUNTERS = (
+    *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted", "prefetches_failed"),
+    *("guesses", "guesses_right"),
+)
 
 
 class ExpertEngine:
@@ -28,13 +38,27 @@ class ExpertEngine:
         path: GGUF file, the first one of a split model.
         ram_budget: see pyengine.budget.resolve.
         bundle: see pyengine.bundles.use_bundle.
+        policy: see pyengine.policies.
+        look_ahead: see pyengine.advice.foresight.
 
     Raises:
         ModelFileError, StaleBundleError, BudgetError, MemoryError.
         UnmanagedModelError: the model has no experts, or an architecture or layout that is not managed.
     """
 
-    def __init__(self, path: Path, ram_budget: Budget, bundle: str | Path = "use") -> None:
+    def __init__(
+        self,
+        path: Path,
+        ram_budget: Budget,
+        bundle: str | Path = "use",
+        policy: str = "auto",
+        look_ahead: str = "auto",
+    ) -> None:
+        check_policy(policy)
+        foresight.check_wording(look_ahead)
+        self._path = path
+        self._policy, self._look_ahead = policy, look_ahead
+        self._foresight = "off"
         self._owner = os.getpid()
         self._wanted = ram_budget
         self._watch: PressureWatch | None = None
@@ -53,6 +77,7 @@ class ExpertEngine:
                 else resolve(ram_budget, slot_bytes=info.slot_bytes, least=info.least_budget)
             )
             self._info = self._native.info
+            self.routing_log = RoutingLog(self._native)
         except BaseException:
             self._native.close()
             raise
@@ -70,8 +95,18 @@ class ExpertEngine:
         """Call once the model and its context are loaded: "auto" takes its memory, the pressure watch begins."""
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
+        self._advise()
         self._watch = PressureWatch(wanted, self._info.least_budget, self._native.set_ram_budget)
         self._watch.start()
+
+    def _advise(self) -> None:
+        """Policy and predictors, unless every expert has its slot: then there is nothing to choose."""
+        if self._native.stats()["slots"] >= self._info.n_experts_total:
+            return
+        self._policy = DEFAULT_POLICY if self._policy == "auto" else self._policy
+        if self._policy != "lru":  # the engine's own
+            Keeper(self._native, self._info, self.routing_log, self._policy)
+        self._foresight = foresight.look_ahead(self._native, self._info, self._path, self._look_ahead)
 
     def set_ram_budget(self, ram_budget: Budget) -> None:
         """Change the budget while the model runs. Raises BudgetError."""
@@ -120,6 +155,8 @@ class ExpertEngine:
             "bytes_read": raw["bytes_read"],
             "reads": raw["reads"],
             "read_errors": raw["read_errors"],
+            **{name: raw[name] for name in _PREFETCH_COUNTERS},
+            "predict_seconds": raw["predict_ns"] / 1e9,
             "stall_seconds": raw["stall_ns"] / 1e9,
             "compute_seconds": raw["compute_ns"] / 1e9,
             "load_seconds": raw["load_ns"] / 1e9,
@@ -167,10 +204,17 @@ class ExpertEngine:
         self._native.close()
 
 
-def open_engine(path: Path, ram_budget: Budget, bundle: str | Path, say: Callable[[str], None]) -> ExpertEngine | None:
+def open_engine(
+    path: Path,
+    ram_budget: Budget,
+    bundle: str | Path,
+    say: Callable[[str], None],
+    policy: str = "auto",
+    look_ahead: str = "auto",
+) -> ExpertEngine | None:
     """An engine for the model, or None, with one plain line said, if stock llama.cpp must run it alone."""
     try:
-        return ExpertEngine(path, ram_budget, bundle)
+        return ExpertEngine(path, ram_budget, bundle, policy, look_ahead)
     except UnmanagedModelError as reason:
         say(f"{path.name}: {reason}")
         return None

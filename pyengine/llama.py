@@ -25,6 +25,7 @@ from llama_cpp._logger import set_verbose
 
 from pyengine import startup
 from pyengine.adapters import refuse_expert_adapter
+from pyengine.advice.foresight import check_wording as check_look_ahead_wording
 from pyengine.budget import Budget, check_wording
 from pyengine.bundled import bundled_model
 from pyengine.bundles import check_wording as check_bundle_wording
@@ -33,6 +34,7 @@ from pyengine.errors import ModelFileError, UsageError, one_line
 from pyengine.llama_log import errors_said
 from pyengine.native import ModelInfo
 from pyengine.one_user import OneUser
+from pyengine.policies import check_wording as check_policy_wording
 
 _log = logging.getLogger("pyengine")
 
@@ -66,6 +68,8 @@ class Llama(llama_cpp.Llama):
         ram_budget: "auto" (what the machine can spare), a share of all experts ("50%"), a size ("2GiB") or bytes.
         bundle: "use" reads experts from the model's bundle if there is one that fits (beside the model or in the cache
             folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
+        policy: which experts stay in RAM: "auto", or a name in pyengine.policies.POLICIES.
+        look_ahead: how to tell which experts come next, so that they are fetched ahead: "auto", "fate" or "off".
         **kwargs: everything llama_cpp.Llama takes. Differences: verbose is False and n_threads all cores by default;
             use_mmap and use_mlock do not concern experts; unknown keywords are errors.
 
@@ -85,11 +89,15 @@ class Llama(llama_cpp.Llama):
         *,
         ram_budget: Budget = "auto",
         bundle: str | Path = "use",
+        policy: str = "auto",
+        look_ahead: str = "auto",
         **kwargs: Any,
     ) -> None:
         self._engaged = ""
         self._ram_budget = ram_budget
         self._bundle = bundle
+        self._policy = policy
+        self._look_ahead = look_ahead
         self._user = OneUser()
         self.observers: list[Callable[[], None]] = []  # called after each computation, on its thread
         self._params: Any = None
@@ -97,6 +105,8 @@ class Llama(llama_cpp.Llama):
         _refuse_unknown(kwargs)
         check_wording(ram_budget)
         check_bundle_wording(bundle)
+        check_policy_wording(policy)
+        check_look_ahead_wording(look_ahead)
         path = Path(bundled_model() if model_path is None else model_path)
         kwargs.setdefault("verbose", False)
         set_verbose(kwargs["verbose"])  # opening a bundle repacks a pattern, and ggml talks about it
@@ -108,7 +118,7 @@ class Llama(llama_cpp.Llama):
             self._engaged = "vocabulary only"
         else:
             with _reasons():
-                self._engine = open_engine(path, ram_budget, bundle, self._note_stock)
+                self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead)
         try:
             if self._engine is not None:
                 if kwargs.get("lora_path"):
@@ -187,6 +197,7 @@ class Llama(llama_cpp.Llama):
                     with errors_said():  # the reason follows as an exception
                         result = compute(batch)
                     engine.say_notice()
+                    engine.routing_log.drain()
                     for look in self.observers:
                         look()
                     return result
@@ -244,10 +255,13 @@ class Llama(llama_cpp.Llama):
 
         Returns:
             managed (bool; all else is 0 or None if False), hits, misses (one per distinct expert, layer and step),
-            hit_rate (None before the first access), evictions, bytes_read, reads, read_errors, stall_seconds (kernels
-            waiting for experts), compute_seconds (in expert kernels), load_seconds (summed over I/O threads),
-            io_seconds (with at least one load under way), expert_ffns, passes, resident (experts now), resident_bytes,
-            slots, budget_bytes, bundle (the path in use or None), experts, expert_bytes, least_budget, layers.
+            hit_rate (None before the first access), prefetches, prefetch_hits (of the hits: fetched ahead, first use),
+            prefetches_late (of the misses: still under way), prefetches_wasted (given up, or evicted unused),
+            prefetches_failed, guesses (about absent experts), guesses_right, predict_seconds, evictions, bytes_read,
+            reads, read_errors, stall_seconds (kernels waiting for experts), compute_seconds (in expert kernels),
+            load_seconds (summed over I/O threads), io_seconds (with at least one load under way), expert_ffns, passes,
+            resident (experts now), resident_bytes, slots, budget_bytes, bundle (the path in use or None), experts,
+            expert_bytes, least_budget, layers.
         """
         return self._engine.stats() if self._engine is not None else dict(_NO_STATS)
 
@@ -280,6 +294,8 @@ class Llama(llama_cpp.Llama):
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state["ram_budget"] = self._ram_budget
         state["bundle"] = self._bundle
+        state["policy"] = self._policy
+        state["look_ahead"] = self._look_ahead
         return state
 
 
@@ -329,7 +345,9 @@ _NO_STATS: dict[str, Any] = {
     "bundle": None,
     **dict.fromkeys(
         (
-            "hits misses evictions bytes_read reads read_errors stall_seconds compute_seconds load_seconds io_seconds "
+            "hits misses prefetches prefetch_hits prefetches_late prefetches_wasted prefetches_failed guesses "
+            "guesses_right predict_seconds evictions bytes_read reads read_errors stall_seconds compute_seconds "
+            "load_seconds io_seconds "
             "expert_ffns passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers"
         ).split(),
         0,

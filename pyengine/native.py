@@ -5,6 +5,7 @@ Mirrors native/include/pyengine.h, which has the meaning of every field. Codes b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import fsencode
 from pathlib import Path
@@ -35,7 +36,7 @@ _ERRORS: dict[int, type[PyengineError]] = {
     lib.PYE_E_STALE: StaleBundleError,
 }
 
-#: pye_event, see the header. `kind` is 0 hit, 1 miss, 2 eviction.
+#: pye_event, see the header. `kind` is 0 hit, 1 miss, 2 eviction, 3 prefetch.
 EVENT = np.dtype([("step", "<u4"), ("layer", "<u2"), ("expert", "<u2"), ("kind", "<u2"), ("tokens", "<u2")])
 
 
@@ -48,6 +49,7 @@ class ModelInfo:
     n_layer: int
     n_expert: int
     n_expert_used: int
+    n_embd: int
     n_class: int
     n_file: int
     direct_io: bool
@@ -60,6 +62,9 @@ class ModelInfo:
     least_budget: int
     expert_used_bytes: int
 
+
+#: Guesses that come true less often are not worth a read; measured on the widened bundled model.
+LEAST_CHANCE = 0.4
 
 #: Tables of 60,000 experts.
 _LIKELY_TABLE_BYTES = 1 << 20
@@ -109,6 +114,20 @@ def _dtype_of(ctype: Any) -> np.dtype[Any]:
 def checksum(content: bytes | bytearray | memoryview) -> int:
     """XXH3 (64 bits, seed 0) of the bytes, as bundles use it."""
     return int(lib.pye_checksum(ffi.from_buffer(content), memoryview(content).nbytes))
+
+
+@dataclass(frozen=True, eq=False)
+class NativePredictor:
+    """What set_predictors() takes; float32 arrays, see pye_predictor."""
+
+    source: int
+    target: int
+    take: int
+    w1: npt.NDArray[np.float32] | None
+    b1: npt.NDArray[np.float32] | None
+    w2: npt.NDArray[np.float32]
+    b2: npt.NDArray[np.float32]
+    chances: npt.NDArray[np.float32] | None
 
 
 class NativeEngine:
@@ -172,6 +191,60 @@ class NativeEngine:
         """Advice on what to keep: float32 [n_layer, n_expert], higher stays longer, ties go by age."""
         values = np.ascontiguousarray(priorities, dtype=np.float32)
         _check(lib.pye_set_priorities(self._open(), ffi.from_buffer("float[]", values), values.size))
+
+    def set_predictors(self, predictors: Sequence[NativePredictor]) -> None:
+        """What to guess with from now on; none: nothing. Raises PyengineError if one does not fit the model."""
+        raw = ffi.new("pye_predictor[]", len(predictors))
+        alive = []  # until the call has copied them
+        for to, given in zip(raw, predictors, strict=True):
+            to.source, to.target, to.take = given.source, given.target, given.take
+            to.n_expert, width = given.w2.shape
+            to.n_in = width if given.w1 is None else given.w1.shape[1]
+            to.n_hidden = 0 if given.w1 is None else given.w1.shape[0]
+            for name in ("w1", "b1", "w2", "b2", "chances"):
+                array = getattr(given, name)
+                if array is not None:
+                    alive.append(ffi.from_buffer("float[]", np.ascontiguousarray(array, dtype=np.float32)))
+                    setattr(to, name, alive[-1])
+        _check(lib.pye_set_predictors(self._open(), raw, len(predictors)))
+
+    def set_prefetch_rules(self, *, least_chance: float = LEAST_CHANCE, replay_recall: float = -1.0) -> None:
+        """What is prefetched, see pye_prefetch_rules."""
+        rules = ffi.new("pye_prefetch_rules *", {"least_chance": least_chance, "replay_recall": replay_recall})
+        _check(lib.pye_set_prefetch_rules(self._open(), rules))
+
+    def expect(self, layer: int, experts: Sequence[int], *, keep: bool) -> None:
+        """Prefetch experts of a layer, likeliest first, see pye_expect. Raises PyengineError if there is none such."""
+        ids = ffi.new("uint32_t[]", list(experts))
+        _check(lib.pye_expect(self._open(), layer, ids, len(experts), keep))
+
+    def set_recording(self, *, ids: bool, inputs: bool = False) -> None:
+        """Record what routers choose and see, for tokens computed one at a time; see take_recording()."""
+        _check(lib.pye_set_recording(self._open(), ids, inputs))
+
+    def take_recording(
+        self, n_token: int, info: ModelInfo, *, inputs: bool
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+        """The oldest whole tokens that were recorded, up to `n_token`.
+
+        Returns:
+            ids uint16 [n, n_layer, n_expert_used], weights float16 likewise, gate inputs float16 [n, n_layer, n_embd]
+            (n_embd is 0 unless `inputs`).
+        """
+        rows = n_token * info.n_layer
+        ids = np.zeros((rows, info.n_expert_used), np.uint16)
+        weights = np.zeros((rows, info.n_expert_used), np.float16)
+        seen = np.zeros((rows, info.n_embd if inputs else 0), np.float16)
+        pointers = [ffi.from_buffer("uint16_t[]", array, require_writable=True) for array in (ids, weights)]
+        pointers.append(ffi.from_buffer("uint16_t[]", seen, require_writable=True) if inputs else ffi.NULL)
+        n = lib.pye_take_recording(self._open(), *pointers, rows) // info.n_layer
+        shape = (n, info.n_layer, info.n_expert_used)
+        n_row = n * info.n_layer
+        return (
+            ids[:n_row].reshape(shape),
+            weights[:n_row].reshape(shape),
+            seen[:n_row].reshape(n, info.n_layer, seen.shape[1]),
+        )
 
     def stats(self) -> dict[str, int]:
         """Counters since start(), see pye_stats."""

@@ -68,6 +68,7 @@ typedef struct {
     int32_t  n_layer;           /* layers that have experts */
     int32_t  n_expert;          /* most experts in one layer, GGUF key <arch>.expert_count */
     int32_t  n_expert_used;     /* experts per token, GGUF key <arch>.expert_used_count */
+    int32_t  n_embd;            /* width of gate inputs, what routers and experts read */
     int32_t  n_class;           /* shape classes */
     int32_t  n_file;            /* files of a split model, 1 otherwise */
     int32_t  direct_io;         /* 1 if every file is read past the page cache */
@@ -91,6 +92,14 @@ typedef struct {
     uint64_t read_errors;
     uint64_t steps_layers;   /* expert FFNs computed */
     uint64_t passes;         /* kernel passes; equals steps_layers while nothing is missing */
+    uint64_t prefetches;        /* begun */
+    uint64_t prefetch_hits;     /* of the hits: accesses for which a prefetch was in time, its first use */
+    uint64_t prefetches_late;   /* of the misses: their prefetch was under way */
+    uint64_t prefetches_wasted; /* given up, or evicted before any use */
+    uint64_t prefetches_failed; /* the disk failed; nobody needs to care */
+    uint64_t guesses;           /* absent experts that a predictor named and a router then judged */
+    uint64_t guesses_right;
+    uint64_t predict_ns;     /* time in predictors, and in beginning their prefetches */
     uint64_t stall_ns;       /* time the kernels waited for loads */
     uint64_t compute_ns;     /* time inside the stock kernels */
     uint64_t load_ns;        /* time inside loads, summed over I/O threads */
@@ -173,14 +182,37 @@ typedef struct {
 } pye_bundle_place;
 
 /* What happened to one expert, in order. */
-enum { PYE_EVENT_HIT = 0, PYE_EVENT_MISS = 1, PYE_EVENT_EVICT = 2 };
+enum { PYE_EVENT_HIT = 0, PYE_EVENT_MISS = 1, PYE_EVENT_EVICT = 2, PYE_EVENT_PREFETCH = 3 };
 typedef struct {
     uint32_t step;   /* counts expert FFNs, as pye_stats.steps_layers */
     uint16_t layer;  /* index among layers that have experts */
     uint16_t expert; /* id within the layer */
     uint16_t kind;   /* PYE_EVENT_* */
-    uint16_t tokens; /* (token, rank) pairs that chose the expert; 0 for an eviction */
+    uint16_t tokens; /* (token, rank) pairs that chose the expert; 0 for an eviction, a prefetch */
 } pye_event;
+
+/* What is prefetched. */
+typedef struct {
+    float least_chance;  /* a guess is prefetched if guesses of its rank came true at least so often of late, 0..1 */
+    float replay_recall; /* while ids are replayed: with this probability the next layer's experts are guessed right, in the
+                            predictors' place; below 0: no guesses */
+} pye_prefetch_rules;
+
+/* A predictor of one layer's experts from the gate input x [n_in] of an earlier one: scores = w2 h + b2, where h is x, or
+ * with n_hidden > 0 relu(w1 x + b1). Row-major: w1 [n_hidden][n_in], w2 [n_expert][n_hidden or n_in]. */
+typedef struct {
+    uint32_t      source; /* index among layers that have experts, as target */
+    uint32_t      target;
+    uint32_t      n_in; /* pye_info.n_embd */
+    uint32_t      n_hidden;
+    uint32_t      n_expert; /* of the target layer */
+    uint32_t      take;     /* of the highest scores, so many are guesses */
+    const float * w1;
+    const float * b1;
+    const float * w2;
+    const float * b2;
+    const float * chances; /* [n_expert]: how often the expert of this rank is needed if it is absent; NULL if never measured */
+} pye_predictor;
 
 /* The sentence that belongs to this thread's last failed call. Never NULL. */
 PYE_API const char * pye_last_error(void);
@@ -233,6 +265,23 @@ PYE_API int32_t pye_set_ram_budget(pye_engine * engine, uint64_t ram_budget);
 /* One float per expert, [n_layer][n_expert] row-major, n values. The victim is the lowest priority, ties by oldest use:
  * all zero is LRU, +inf outlives everything finite. NaN counts as zero. */
 PYE_API int32_t pye_set_priorities(pye_engine * engine, const float * priorities, size_t n);
+
+/* What native guesses with from now on, copied; n = 0: nothing. */
+PYE_API int32_t pye_set_predictors(pye_engine * engine, const pye_predictor * predictors, size_t n);
+
+PYE_API int32_t pye_set_prefetch_rules(pye_engine * engine, const pye_prefetch_rules * rules);
+
+/* Prefetch experts of a layer that somebody expects, likeliest first: in the layer's next step, in the place of experts that
+ * nobody expects; or with `keep` at some time, as far as there are empty slots. */
+PYE_API int32_t pye_expect(pye_engine * engine, uint32_t layer, const uint32_t * experts, size_t n, int32_t keep);
+
+/* Record what routers see and choose, for tokens computed one at a time: a row for each layer, in order. */
+PYE_API int32_t pye_set_recording(pye_engine * engine, int32_t ids, int32_t inputs);
+
+/* Take up to `capacity` oldest rows; returns how many. ids [row][n_expert_used], most probable first where the router sorts them;
+ * weights (their routing weights, 0 if unknown) likewise and inputs [row][n_embd] as IEEE half floats. Any may be NULL. */
+PYE_API size_t pye_take_recording(pye_engine * engine, uint16_t * ids, uint16_t * weights, uint16_t * inputs,
+                                  size_t capacity);
 
 PYE_API int32_t pye_get_stats(const pye_engine * engine, pye_stats * out);
 

@@ -102,6 +102,55 @@ int32_t pye_set_priorities(pye_engine * e, const float * priorities, size_t n) {
     return guarded([&] { e->engine->set_priorities(priorities, n); });
 }
 
+int32_t pye_set_predictors(pye_engine * e, const pye_predictor * given, size_t n) {
+    return guarded([&] {
+        std::vector<pye::Predictor> predictors(n);
+        for (size_t i = 0; i < n; ++i) {
+            const pye_predictor & from = given[i];
+            pye::Predictor &      to   = predictors[i];
+            if (from.w2 == nullptr || from.b2 == nullptr ||
+                (from.n_hidden > 0 && (from.w1 == nullptr || from.b1 == nullptr))) {
+                throw pye::Error(PYE_E_ARGUMENT, "a predictor lacks a matrix");
+            }
+            to.source       = from.source;
+            to.target       = from.target;
+            to.n_in         = from.n_in;
+            to.n_hidden     = from.n_hidden;
+            to.n_expert     = from.n_expert;
+            to.take         = from.take;
+            const size_t in = from.n_hidden > 0 ? from.n_hidden : from.n_in;
+            if (from.n_hidden > 0) {
+                to.w1.assign(from.w1, from.w1 + size_t(from.n_hidden) * from.n_in);
+                to.b1.assign(from.b1, from.b1 + from.n_hidden);
+            }
+            to.w2.assign(from.w2, from.w2 + in * from.n_expert);
+            to.b2.assign(from.b2, from.b2 + from.n_expert);
+            if (from.chances != nullptr) {
+                to.chances.assign(from.chances, from.chances + from.n_expert);
+            }
+        }
+        e->engine->set_predictors(std::move(predictors));
+    });
+}
+
+int32_t pye_set_prefetch_rules(pye_engine * e, const pye_prefetch_rules * rules) {
+    return guarded([&] { e->engine->set_prefetch_rules(*rules); });
+}
+
+int32_t pye_expect(pye_engine * e, uint32_t layer, const uint32_t * experts, size_t n, int32_t keep) {
+    return guarded([&] { e->engine->expect(layer, experts, n, keep != 0); });
+}
+
+int32_t pye_set_recording(pye_engine * e, int32_t ids, int32_t inputs) {
+    return guarded([&] { e->engine->set_recording(ids != 0, inputs != 0); });
+}
+
+size_t pye_take_recording(pye_engine * e, uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity) {
+    size_t n = 0;
+    (void)guarded([&] { n = e->engine->take_recording(ids, weights, inputs, capacity); }); // none in a forked child
+    return n;
+}
+
 int32_t pye_get_stats(const pye_engine * e, pye_stats * out) {
     return guarded([&] { *out = e->engine->stats(); });
 }

@@ -5,7 +5,9 @@
 #include "error.h"
 #include "rounding.h"
 
+#include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 namespace pye {
 
@@ -23,6 +25,10 @@ std::string read_failure(const platform::File & file, const Segment & segment, i
         return "reading " + where + ": " + platform::error_text(static_cast<int>(-got));
     }
     return "reading " + where + ": the file ends too early (was it truncated or replaced?)";
+}
+
+std::string checksum_failure(const platform::File & file, const Segment & segment) {
+    return "reading " + file.path + " at byte " + std::to_string(segment.offset) + ": wrong checksum, damaged";
 }
 
 std::string changed_failure(const platform::File & file) {
@@ -82,22 +88,20 @@ DiskTier::~DiskTier() {
     for (auto & t : threads_) {
         t.join();
     }
-    for (const Task & t : tasks_) { // a load that never started any piece is freed by its last piece
-        if (--t.load->left == 0) {
-            delete t.load;
-        }
+    for (const auto & [tag, load] : loads_) {
+        delete load;
     }
     for (auto & f : files_) {
         platform::close_file(f);
     }
 }
 
-void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces) {
+void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgency, const Whole & whole) {
     const auto n    = static_cast<uint32_t>(pieces.size());
-    auto       load = std::make_unique<Load>(Load{tag, std::move(pieces), n, false, {}});
+    auto       load = std::make_unique<Load>(Load{tag, std::move(pieces), whole, n, false, false, {}});
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (inject_n_ > 0) {
+        if (inject_n_ > 0 && urgency == Urgency::Demand) {
             if (inject_after_ > 0) {
                 --inject_after_;
             } else {
@@ -105,15 +109,77 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces) {
                 load->poisoned = true;
             }
         }
-        for (uint32_t i = 0; i < load->pieces.size(); ++i) {
-            tasks_.push_back({load.get(), i});
+        if (!loads_.emplace(tag, load.get()).second) {
+            throw std::logic_error("two loads of one tag at a time");
         }
-        load.release(); // freed with its last piece
-        if (n_active_++ == 0) {
+        for (uint32_t i = 0; i < n; ++i) {
+            (urgency == Urgency::Demand ? demand_ : prefetch_).push_back({load.get(), i, urgency});
+        }
+        load.release(); // freed when it lands
+        if (loads_.size() == 1) {
             active_since_ = std::chrono::steady_clock::now();
         }
     }
     work_.notify_all();
+}
+
+void DiskTier::promote(uint64_t tag) {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        const auto                  found = loads_.find(tag);
+        if (found == loads_.end()) {
+            return;
+        }
+        std::deque<Task> others;
+        for (Task task : prefetch_) {
+            if (task.load == found->second) {
+                task.urgency = Urgency::Demand;
+                demand_.push_back(task);
+            } else {
+                others.push_back(task);
+            }
+        }
+        prefetch_.swap(others);
+    }
+    work_.notify_all();
+}
+
+void DiskTier::cancel(uint64_t tag) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto                  found = loads_.find(tag);
+    if (found == loads_.end()) {
+        return;
+    }
+    Load *     load   = found->second;
+    const auto unread = [load](const Task & task) { return task.load == load; };
+    for (std::deque<Task> * queue : {&demand_, &prefetch_}) {
+        const auto     from = std::remove_if(queue->begin(), queue->end(), unread);
+        const uint32_t n    = static_cast<uint32_t>(queue->end() - from);
+        queue->erase(from, queue->end());
+        load->left -= n;
+        load->cancelled = load->cancelled || n > 0;
+    }
+    if (load->left == 0) {
+        land(load);
+    }
+}
+
+uint32_t DiskTier::unread(uint64_t tag) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto                  waits = [tag](const Task & task) { return task.load->tag == tag; };
+    return static_cast<uint32_t>(std::count_if(demand_.begin(), demand_.end(), waits) +
+                                 std::count_if(prefetch_.begin(), prefetch_.end(), waits));
+}
+
+// Under the lock; every piece has been read or dropped.
+void DiskTier::land(Load * load) {
+    landed_.push_back({load->tag, load->why.empty() && !load->cancelled, load->cancelled, load->why});
+    loads_.erase(load->tag);
+    delete load;
+    if (loads_.empty()) {
+        counters_.active_ns.fetch_add(nanoseconds_since(active_since_), std::memory_order_relaxed);
+    }
+    done_.notify_all();
 }
 
 DiskTier::Landed DiskTier::load_wait() {
@@ -140,16 +206,33 @@ void DiskTier::run() {
     Buffer                       buffer; // made when a read first needs it
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-        work_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
+        Task task;
+        work_.wait(lock, [this, &task] { return stop_ || next(&task); });
         if (stop_) {
             return;
         }
-        const Task task = tasks_.front();
-        tasks_.pop_front();
+        const bool prefetching = task.urgency == Urgency::Prefetch;
+        n_prefetching_ += prefetching;
         lock.unlock();
         one(task, buffer);
         lock.lock();
+        n_prefetching_ -= prefetching;
     }
+}
+
+// The next piece to read. Prefetches leave one thread free, so that a demand load need not even wait for the end of a piece.
+bool DiskTier::next(Task * task) {
+    std::deque<Task> * queue = nullptr;
+    if (!demand_.empty()) {
+        queue = &demand_;
+    } else if (!prefetch_.empty() && (n_prefetching_ + 1 < threads_.size() || threads_.size() == 1)) {
+        queue = &prefetch_;
+    } else {
+        return false;
+    }
+    *task = queue->front();
+    queue->pop_front();
+    return true;
 }
 
 void DiskTier::one(const Task & task, Buffer & buffer) {
@@ -165,7 +248,7 @@ void DiskTier::one(const Task & task, Buffer & buffer) {
     }
     if (why.empty()) {
         try {
-            place_(task.load->tag, task.piece, bytes);
+            place_(task.load->tag, piece.place == Read::kIndex ? task.piece : piece.place, bytes);
         } catch (const std::exception & e) { // nobody above this thread could catch it
             why = e.what();
         }
@@ -174,18 +257,21 @@ void DiskTier::one(const Task & task, Buffer & buffer) {
     }
     counters_.busy_ns.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);
 
-    std::lock_guard<std::mutex> lock(mutex_);
-    Load *                      load = task.load;
+    Load * load = task.load;
+    // Only the thread of the last piece may look at the whole; nobody else touches a load of which one piece is left.
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (load->left == 1 && load->whole.bytes != nullptr && why.empty() && load->why.empty() && !load->cancelled) {
+        lock.unlock();
+        if (checksum(load->whole.bytes, load->whole.size) != load->whole.checksum) {
+            why = checksum_failure(files_[load->whole.segment.file], load->whole.segment);
+        }
+        lock.lock();
+    }
     if (!why.empty() && load->why.empty()) {
         load->why = why;
     }
     if (--load->left == 0) {
-        landed_.push_back({load->tag, load->why.empty(), load->why});
-        delete load;
-        if (--n_active_ == 0) {
-            counters_.active_ns.fetch_add(nanoseconds_since(active_since_), std::memory_order_relaxed);
-        }
-        done_.notify_all();
+        land(load);
     }
 }
 
@@ -214,7 +300,7 @@ std::string DiskTier::fetch(const Read & read, Buffer & buffer, const uint8_t **
     }
     *bytes = to + skip;
     if (read.checked && checksum(*bytes, segment.size) != read.checksum) {
-        return "reading " + file.path + " at byte " + std::to_string(segment.offset) + ": wrong checksum, damaged";
+        return checksum_failure(file, segment);
     }
     if (read.into != nullptr && !direct) {
         memcpy(read.into, *bytes, segment.size);

@@ -1,5 +1,7 @@
 // The disk tier: reads the pieces of an expert from its files, several at a time, and hands each piece over on the I/O
-// thread that read it. Owns the I/O threads and their aligned buffers; knows nothing of slots or ggml.
+// thread that read it. Two queues: what a demand load needs goes before everything that a prefetch wishes for, so it never
+// waits for more than the pieces that are being read. Owns the I/O threads and their aligned buffers; knows nothing of slots
+// or ggml.
 #pragma once
 
 #include "platform.h"
@@ -14,6 +16,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 namespace pye {
@@ -31,20 +34,35 @@ struct Read {
     uint8_t * into     = nullptr; // where the bytes belong, page-aligned; nullptr: `Place` puts them there
     bool      checked  = false;   // whether `checksum` must agree
     uint64_t  checksum = 0;       // XXH3
+    uint32_t  place    = kIndex;  // what `Place` is told; kIndex: the number of this read in its load
+
+    static constexpr uint32_t kIndex = UINT32_MAX;
 };
 
 // Synchronous. Throws Error(PYE_E_FILE), also if the file was changed since it was opened.
 void read_now(const platform::File & file, uint64_t offset, uint64_t size, void * to);
 
+// A load that somebody waits for, or one that somebody may come to need.
+enum class Urgency : uint8_t { Demand, Prefetch };
+
+// The bytes of a load as a whole, once every piece is where it belongs.
+struct Whole {
+    const uint8_t * bytes    = nullptr; // nullptr: nothing to check
+    uint64_t        size     = 0;
+    uint64_t        checksum = 0; // XXH3
+    Segment         segment;      // to name in a message
+};
+
 class DiskTier {
   public:
-    // Called on an I/O thread with the bytes of read `piece` of load `tag`. If it throws, the load fails.
-    using Place = std::function<void(uint64_t tag, uint32_t piece, const uint8_t * bytes)>;
+    // Called on an I/O thread with the bytes of one read of load `tag`, see Read.place. If it throws, the load fails.
+    using Place = std::function<void(uint64_t tag, uint32_t place, const uint8_t * bytes)>;
 
     struct Landed {
-        uint64_t    tag = 0;
-        bool        ok  = false;
-        std::string why; // of a failure
+        uint64_t    tag       = 0;
+        bool        ok        = false;
+        bool        cancelled = false; // not all of it was read, because nobody wanted it any more
+        std::string why;               // of a failure
     };
 
     struct Counters {
@@ -60,9 +78,16 @@ class DiskTier {
     DiskTier(const DiskTier &)             = delete;
     DiskTier & operator=(const DiskTier &) = delete;
 
-    void   load_begin(uint64_t tag, std::vector<Read> pieces); // at least one piece
-    Landed load_wait();                                        // blocks; call only while loads are under way
-    bool   load_poll(Landed * landed);                         // takes a finished load if there is one
+    // At least one piece; a tag is that of one load at a time.
+    void load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgency = Urgency::Demand,
+                    const Whole & whole = {});
+    // Of a load under way: its unread pieces go before those of all prefetches; or are not read at all, and it lands as
+    // cancelled. Nothing happens if it has landed.
+    void     promote(uint64_t tag);
+    void     cancel(uint64_t tag);
+    uint32_t unread(uint64_t tag);       // pieces that nobody has begun to read
+    Landed   load_wait();                // blocks; call only while loads are under way
+    bool     load_poll(Landed * landed); // takes a finished load if there is one
 
     // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
     void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
@@ -76,13 +101,16 @@ class DiskTier {
     struct Load {
         uint64_t          tag;
         std::vector<Read> pieces;
-        uint32_t          left;
-        bool              poisoned = false;
+        Whole             whole;
+        uint32_t          left; // pieces
+        bool              poisoned  = false;
+        bool              cancelled = false;
         std::string       why;
     };
     struct Task {
         Load *   load;
         uint32_t piece;
+        Urgency  urgency;
     };
     struct Free {
         void operator()(uint8_t * p) const { platform::free_buffer(p); }
@@ -90,6 +118,8 @@ class DiskTier {
     using Buffer = std::unique_ptr<uint8_t, Free>;
 
     void        run();
+    bool        next(Task * task);
+    void        land(Load * load);
     void        one(const Task & task, Buffer & buffer);
     std::string fetch(const Read & read, Buffer & buffer, const uint8_t ** bytes);
 
@@ -99,9 +129,10 @@ class DiskTier {
 
     std::mutex                            mutex_;
     std::condition_variable               work_, done_;
-    std::deque<Task>                      tasks_;
+    std::deque<Task>                      demand_, prefetch_;
+    uint32_t                              n_prefetching_ = 0; // threads that read for a prefetch
+    std::unordered_map<uint64_t, Load *>  loads_;             // under way, by tag
     std::deque<Landed>                    landed_;
-    uint32_t                              n_active_ = 0; // loads
     std::chrono::steady_clock::time_point active_since_;
     bool                                  stop_         = false;
     uint64_t                              inject_after_ = 0, inject_n_ = 0;

@@ -72,7 +72,12 @@ void Engine::start(uint64_t budget) {
         closed_ = true; // the files are gone
         throw;
     }
-    packers_ = {};
+    std::vector<SlotStore *> stores;
+    for (const Class & c : classes_) {
+        stores.push_back(c.store.get());
+    }
+    prefetcher_ = std::make_unique<Prefetcher>(index_, std::move(stores), *source_, events_, stats_);
+    packers_    = {};
     files_.clear();
 }
 
@@ -81,6 +86,7 @@ void Engine::close() {
         // A forked child has no I/O threads to join, and the lock may have been held at the fork.
         // The slots' memory is not here either: giving it back would hit whatever the child has put in its place.
         (void)source_.release();
+        (void)prefetcher_.release();
         for (Class & c : classes_) {
             (void)c.arena.release();
         }
@@ -89,7 +95,8 @@ void Engine::close() {
     }
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
-    source_.reset();
+    source_.reset(); // first: its threads write into slots
+    prefetcher_.reset();
     classes_.clear();
 }
 
@@ -142,6 +149,8 @@ void Engine::apply_budget(uint64_t budget) {
 void Engine::set_ram_budget(uint64_t budget) {
     const auto lock = locked();
     check_usable();
+    slots_for(budget); // throws before anything is given up
+    prefetcher_->drain();
     apply_budget(budget);
 }
 
@@ -196,6 +205,7 @@ pye_info Engine::info() const {
     i.n_expert_used = static_cast<int32_t>(index_.n_expert_used);
     i.n_class       = static_cast<int32_t>(index_.classes.size());
     i.n_file        = static_cast<int32_t>(index_.paths.size());
+    i.n_embd        = static_cast<int32_t>(index_.n_in());
     i.direct_io     = direct_;
     if (const Bundle * bundle = source_ ? source_->bundle() : bundle_.get()) {
         i.bundle          = 1;
@@ -282,6 +292,56 @@ void Engine::set_replay(const int32_t * ids, size_t n_step, size_t n_used) {
         }
     }
     replay_.set(std::vector<int32_t>(ids, ids + n), index_.layers.size(), n_used);
+}
+
+void Engine::set_predictors(std::vector<Predictor> predictors) {
+    const auto lock = locked();
+    check_usable();
+    const uint32_t n_in = index_.n_in();
+    for (const Predictor & p : predictors) {
+        if (p.source >= p.target || p.target >= index_.layers.size()) {
+            throw Error(PYE_E_ARGUMENT,
+                        "a predictor must look from a layer at a later one of " + std::to_string(index_.layers.size()));
+        }
+        if (p.n_in != n_in || p.n_expert != index_.layers[p.target].n_expert) {
+            throw Error(PYE_E_ARGUMENT, "a predictor for layer " + std::to_string(p.target) + " must map " +
+                                            std::to_string(n_in) + " inputs to " +
+                                            std::to_string(index_.layers[p.target].n_expert) + " experts");
+        }
+    }
+    prefetcher_->set_predictors(std::move(predictors));
+}
+
+void Engine::set_prefetch_rules(const pye_prefetch_rules & rules) {
+    const auto lock = locked();
+    check_usable();
+    prefetcher_->set_rules(rules);
+}
+
+void Engine::expect(uint32_t layer, const uint32_t * experts, size_t n, bool keep) {
+    const auto lock = locked();
+    check_usable();
+    if (layer >= index_.layers.size()) {
+        throw Error(PYE_E_ARGUMENT, "there is no layer " + std::to_string(layer));
+    }
+    const std::vector<uint32_t> wanted(experts, experts + n);
+    for (uint32_t e : wanted) {
+        if (e >= index_.layers[layer].n_expert) {
+            throw Error(PYE_E_ARGUMENT, "there is no expert " + std::to_string(e));
+        }
+    }
+    prefetcher_->settle();
+    prefetcher_->expect(layer, wanted, keep);
+}
+
+void Engine::set_recording(bool ids, bool inputs) {
+    const auto lock = locked();
+    recording_.set(ids, inputs, index_.n_expert_used, index_.n_in());
+}
+
+size_t Engine::take_recording(uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity) {
+    const auto lock = locked();
+    return recording_.take(ids, weights, inputs, capacity);
 }
 
 std::vector<uint8_t> Engine::tables(bool raw) const {

@@ -6,7 +6,9 @@
 #include "event_ring.h"
 #include "expert_index.h"
 #include "expert_source.h"
+#include "prefetcher.h"
 #include "pyengine.h"
+#include "recording.h"
 #include "replay.h"
 #include "slot_arena.h"
 #include "slot_store.h"
@@ -34,6 +36,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void   set_priorities(const float * values, size_t n);
     void   inject_read_errors(uint64_t after, uint64_t n);
     void   set_replay(const int32_t * ids, size_t n_step, size_t n_used);
+    void   set_predictors(std::vector<Predictor> predictors);
+    void   set_prefetch_rules(const pye_prefetch_rules & rules);
+    void   expect(uint32_t layer, const uint32_t * experts, size_t n, bool keep);
+    void   set_recording(bool ids, bool inputs);
+    size_t take_recording(uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity);
     size_t events(pye_event * out, size_t capacity);
 
     pye_info            info() const;
@@ -81,8 +88,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
     mutable std::mutex            mutex_; // everything below; held for the whole of an expert FFN
     std::vector<Class>            classes_;
     std::unique_ptr<ExpertSource> source_;
+    std::unique_ptr<Prefetcher>   prefetcher_; // once started
     EventRing                     events_;
     Replay                        replay_;
+    Recording                     recording_;
     pye_stats                     stats_  = {};
     bool                          closed_ = false;
     int64_t                       owner_  = 0; // process that opened us

@@ -157,6 +157,9 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
         end = sum.begin;
     }
     LayerStep step(*engine_, chain.binding->layer, wanted_);
+    if (chain.n_tokens() == 1) {
+        look_ahead(chain, summing ? sum.weights : nullptr);
+    }
     if (!step.all_resident() || !run_resident(graph, chain, end, step)) {
         run_passes(graph, chain, end, step);
     }
@@ -164,6 +167,22 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
         pye::compute(sum);
     }
     ++engine_->stats_.steps_layers;
+}
+
+// From what this layer's router saw: what later layers may need, and a row of the trace.
+void ExpertFfn::look_ahead(const FfnChain & chain, const ggml_tensor * weights) {
+    const uint32_t layer = chain.binding->layer;
+    const auto *   x     = static_cast<const float *>(chain.inputs[0]->data);
+    if (engine_->recording_.on()) {
+        engine_->recording_.add(ids_.data(), weights != nullptr ? static_cast<const float *>(weights->data) : nullptr,
+                                x);
+    }
+    if (!engine_->replay_.active()) {
+        engine_->prefetcher_->predict(layer, x, nullptr);
+    } else if (layer + 1 < engine_->index_.layers.size()) {
+        const std::vector<int32_t> next = engine_->replay_.next(layer + 1);
+        engine_->prefetcher_->predict(layer, x, &next);
+    }
 }
 
 // Nothing is missing: the graph's own nodes run as they are, with slots in the place of the model's tensors.

@@ -34,6 +34,7 @@ class ExpertFfn {
                             const std::vector<uint32_t> & experts, const std::vector<const char *> & inputs);
     void           run_nodes(ggml_cgraph * graph, int begin, int end);
     void           run(ggml_cgraph * graph);
+    void           look_ahead(const FfnChain & chain, const ggml_tensor * weights);
     void           read_ids(const ggml_tensor * ids);
     ggml_context * fresh_context();
 

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <string_view>
 #include <sys/stat.h>
 #include <unordered_set>
@@ -381,6 +382,17 @@ uint64_t ExpertIndex::largest_piece() const {
 const ExpertMatrix * ExpertIndex::find(const std::string & tensor) const {
     const auto it = by_name.find(tensor);
     return it == by_name.end() ? nullptr : &layers[it->second.first].matrices[it->second.second];
+}
+
+uint32_t ExpertIndex::n_in() const { return static_cast<uint32_t>(layers[0].matrices[0].ne0); }
+
+std::pair<uint32_t, uint32_t> ExpertIndex::owner(uint32_t shape_class, uint32_t number) const {
+    for (uint32_t l : classes[shape_class].layers) {
+        if (number >= layers[l].first && number < layers[l].first + layers[l].n_expert) {
+            return {l, number - layers[l].first};
+        }
+    }
+    throw std::logic_error("an expert that no layer owns");
 }
 
 ExpertIndex read_expert_index(const std::string & path) { return Builder(path).build(); }

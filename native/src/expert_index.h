@@ -57,7 +57,10 @@ struct ExpertIndex {
 
     uint64_t             slot_bytes() const; // slots for every expert
     uint64_t             largest_piece() const;
+    uint32_t             n_in() const; // width of gate inputs, elements
     const ExpertMatrix * find(const std::string & tensor) const;
+    // Layer and id of an expert of a class, by its number within the class.
+    std::pair<uint32_t, uint32_t> owner(uint32_t shape_class, uint32_t number) const;
 };
 
 // `path` is the model, or the first file of a split one. Throws Error: PYE_E_FILE, PYE_E_FORMAT, PYE_E_UNSUPPORTED.

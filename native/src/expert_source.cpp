@@ -8,11 +8,13 @@ namespace {
 
 constexpr uint32_t kIoThreads = 4; // deep enough for an NVMe queue, few enough to leave the cores to the kernels
 
-// A load's tag: slot, shape class, and whether the bytes are a whole record that must be taken apart.
-constexpr uint64_t kRecord = uint64_t(1) << 63;
+// What Place is told of a read that is a record, and not one of the matrices.
+constexpr uint32_t kRecord = UINT32_MAX - 1;
 
-uint64_t tag_of(uint32_t shape_class, uint32_t slot) { return uint64_t(shape_class) << 32 | slot; }
-uint32_t class_of(uint64_t tag) { return static_cast<uint32_t>((tag & ~kRecord) >> 32); }
+// A prefetch reads a record in pieces of this size, so that a demand load need not wait for long.
+constexpr uint64_t kChunk = 256 << 10;
+
+uint32_t class_in(uint64_t tag) { return static_cast<uint32_t>(tag >> 32); }
 
 } // namespace
 
@@ -30,27 +32,49 @@ ExpertSource::ExpertSource(const ExpertIndex & index, std::vector<platform::File
         [this](uint64_t tag, uint32_t piece, const uint8_t * bytes) { place(tag, piece, bytes); });
 }
 
-void ExpertSource::load_begin(uint32_t layer, uint32_t expert, uint32_t slot) {
-    const ExpertLayer & l     = index_.layers[layer];
-    const uint64_t      tag   = tag_of(l.shape_class, slot);
-    SlotArena &         arena = arena_(l.shape_class);
+void ExpertSource::load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Urgency urgency) {
+    const ExpertLayer & l = index_.layers[layer];
+    std::vector<Read>   pieces;
+    Whole               whole;
     if (bundle_ && bundle_->has(layer, expert)) {
         Read record;
         record.segment  = {bundle_file_, bundle_->offset(layer, expert), index_.classes[l.shape_class].stride};
         record.checked  = true;
         record.checksum = bundle_->checksum(layer, expert);
+        record.place    = kRecord;
         if (bundle_->repacked()) {
-            record.into = arena.at(slot);
+            record.into = arena_(l.shape_class).at(slot);
         }
-        disk_->load_begin(bundle_->repacked() ? tag : tag | kRecord, {record});
-        return;
+        if (urgency == Urgency::Prefetch && record.into != nullptr && record.segment.size > kChunk) {
+            whole          = {record.into, record.segment.size, record.checksum, record.segment};
+            record.checked = false;
+            for (uint64_t at = 0; at < whole.size; at += kChunk) {
+                Read chunk           = record;
+                chunk.segment.offset = record.segment.offset + at;
+                chunk.segment.size   = std::min(kChunk, whole.size - at);
+                chunk.into           = record.into + at;
+                pieces.push_back(chunk);
+            }
+        } else {
+            pieces.push_back(record);
+        }
+    } else {
+        for (const ExpertMatrix & m : l.matrices) {
+            pieces.push_back({m.of_expert(expert)});
+        }
     }
-    std::vector<Read> pieces;
-    for (const ExpertMatrix & m : l.matrices) {
-        pieces.push_back({m.of_expert(expert)});
-    }
-    disk_->load_begin(tag, std::move(pieces));
+    disk_->load_begin(tag_of(layer, slot), std::move(pieces), urgency, whole);
 }
+
+uint32_t ExpertSource::class_of(const DiskTier::Landed & landed) { return class_in(landed.tag); }
+
+uint64_t ExpertSource::tag_of(uint32_t layer, uint32_t slot) const {
+    return uint64_t(index_.layers[layer].shape_class) << 32 | slot;
+}
+
+void     ExpertSource::promote(uint32_t layer, uint32_t slot) { disk_->promote(tag_of(layer, slot)); }
+void     ExpertSource::cancel(uint32_t layer, uint32_t slot) { disk_->cancel(tag_of(layer, slot)); }
+uint32_t ExpertSource::unread(uint32_t layer, uint32_t slot) { return disk_->unread(tag_of(layer, slot)); }
 
 bool ExpertSource::load_again(uint32_t layer, uint32_t expert, uint32_t slot) {
     if (!bundle_ || !bundle_->has(layer, expert)) {
@@ -62,14 +86,14 @@ bool ExpertSource::load_again(uint32_t layer, uint32_t expert, uint32_t slot) {
 }
 
 void ExpertSource::place(uint64_t tag, uint32_t piece, const uint8_t * bytes) {
-    const uint32_t shape_class = class_of(tag), slot = static_cast<uint32_t>(tag);
+    const uint32_t shape_class = class_in(tag), slot = static_cast<uint32_t>(tag);
     SlotArena &    arena = arena_(shape_class);
-    if ((tag & kRecord) != 0) {
+    if (piece != kRecord) {
+        arena.write(slot, piece, bytes);
+    } else if (!bundle_->repacked()) { // else it lies in the slot already
         for (const ExpertMatrix & m : index_.layers[index_.classes[shape_class].layers[0]].matrices) {
             arena.write(slot, m.place, bytes + m.in_slot);
         }
-    } else if (bytes != arena.at(slot)) {
-        arena.write(slot, piece, bytes);
     }
 }
 

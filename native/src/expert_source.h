@@ -21,9 +21,14 @@ class ExpertSource {
     ExpertSource(const ExpertIndex & index, std::vector<platform::File> model_files, std::unique_ptr<Bundle> bundle,
                  Arena arena);
 
-    // Begin to fill a slot; the load's tag carries the slot.
-    void            load_begin(uint32_t layer, uint32_t expert, uint32_t slot);
+    // Begin to fill a slot; the load's tag carries slot and shape class.
+    void            load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Urgency urgency = Urgency::Demand);
     static uint32_t slot_of(const DiskTier::Landed & landed) { return static_cast<uint32_t>(landed.tag); }
+    static uint32_t class_of(const DiskTier::Landed & landed);
+    // Of the load of a slot that is under way: see DiskTier.
+    void     promote(uint32_t layer, uint32_t slot);
+    void     cancel(uint32_t layer, uint32_t slot);
+    uint32_t unread(uint32_t layer, uint32_t slot);
     // After a load has failed: true if there was another source and the load has begun again.
     bool load_again(uint32_t layer, uint32_t expert, uint32_t slot);
 
@@ -31,7 +36,8 @@ class ExpertSource {
     DiskTier &     disk() { return *disk_; }
 
   private:
-    void place(uint64_t tag, uint32_t piece, const uint8_t * bytes); // on an I/O thread
+    uint64_t tag_of(uint32_t layer, uint32_t slot) const;
+    void     place(uint64_t tag, uint32_t piece, const uint8_t * bytes); // on an I/O thread
 
     const ExpertIndex &       index_;
     std::unique_ptr<Bundle>   bundle_; // its file is the disk tier's last

@@ -14,6 +14,9 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer)
 
 // Delegates, so that the destructor unpins and waits even if this body throws.
 LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted) : LayerStep(engine, layer) {
+    Prefetcher & prefetcher = *engine_.prefetcher_;
+    prefetcher.settle();
+    prefetcher.spoken(layer, wanted);
     // Hits first: the ids arrive as a set, and a load for one member must not push out another.
     std::vector<Wanted> missing;
     ready_.reserve(wanted.size());
@@ -23,12 +26,17 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> 
             store_.touch(slot);
             store_.pin(slot);
             ready_.push_back(w.expert);
+            prefetcher.used(layer, w.expert);
             ++engine_.stats_.hits;
             event(number_, w.expert, PYE_EVENT_HIT, w.pairs);
         } else {
-            missing.push_back(w);
             ++engine_.stats_.misses;
             event(number_, w.expert, PYE_EVENT_MISS, w.pairs);
+            if (prefetcher.adopt(layer, w.expert)) {
+                ++n_loading_;
+            } else {
+                missing.push_back(w);
+            }
         }
     }
     std::sort(missing.begin(), missing.end(), [](const Wanted & a, const Wanted & b) {
@@ -58,30 +66,52 @@ void LayerStep::event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t p
                           static_cast<uint16_t>(std::min<uint32_t>(pairs, UINT16_MAX))});
 }
 
+// Loads for those that wait, as far as there are slots.
 void LayerStep::begin_loads() {
-    while (!waiting_.empty()) {
-        uint32_t       evicted = SlotStore::kNone;
-        const uint32_t slot    = store_.claim(dense(waiting_.back()), &evicted);
+    for (size_t i = waiting_.size(); i-- > 0;) {
+        const uint32_t expert = waiting_[i];
+        const uint32_t slot   = slot_of(expert);
         if (slot == SlotStore::kNone) {
-            return;
-        }
-        if (evicted != SlotStore::kNone) {
-            ++engine_.stats_.evictions;
-            // The class numbers experts over its layers: find the layer again.
-            for (uint32_t l : engine_.index_.classes[layer_.shape_class].layers) {
-                const ExpertLayer & owner = engine_.index_.layers[l];
-                if (evicted >= owner.first && evicted < owner.first + owner.n_expert) {
-                    event(l, evicted - owner.first, PYE_EVENT_EVICT, 0);
-                }
+            if (!claim(expert)) {
+                return;
             }
+            engine_.source_->load_begin(number_, expert, slot_of(expert));
+            ++n_loading_;
+        } else if (store_.ready(dense(expert))) { // its prefetch was given up too late to stop it
+            store_.touch(slot);
+            store_.pin(slot);
+            ready_.push_back(expert);
+        } else {
+            continue; // being read for a prefetch that was given up
         }
-        engine_.source_->load_begin(number_, waiting_.back(), slot);
-        ++n_loading_;
-        waiting_.pop_back();
+        waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
     }
 }
 
+// A slot for an expert. False if all are pinned or being filled; prefetches give way.
+bool LayerStep::claim(uint32_t expert) {
+    uint32_t evicted = SlotStore::kNone;
+    uint32_t slot    = store_.claim(dense(expert), &evicted);
+    while (slot == SlotStore::kNone && engine_.prefetcher_->give_way(layer_.shape_class)) {
+        take(engine_.source_->disk().load_wait());
+        slot = store_.claim(dense(expert), &evicted);
+    }
+    if (slot == SlotStore::kNone) {
+        return false;
+    }
+    engine_.prefetcher_->evicted(layer_.shape_class, slot);
+    if (evicted != SlotStore::kNone) {
+        ++engine_.stats_.evictions;
+        const auto [owner, id] = engine_.index_.owner(layer_.shape_class, evicted);
+        event(owner, id, PYE_EVENT_EVICT, 0);
+    }
+    return true;
+}
+
 void LayerStep::take(const DiskTier::Landed & landed) {
+    if (engine_.prefetcher_->landed(landed)) {
+        return;
+    }
     const uint32_t slot   = ExpertSource::slot_of(landed);
     const uint32_t expert = store_.expert_in(slot) - layer_.first;
     --n_loading_;
@@ -100,13 +130,16 @@ void LayerStep::take(const DiskTier::Landed & landed) {
 
 std::vector<uint32_t> LayerStep::next() {
     DiskTier::Landed landed;
-    while (n_loading_ > 0 && engine_.source_->disk().load_poll(&landed)) {
+    while (engine_.source_->disk().load_poll(&landed)) {
         take(landed);
     }
-    while (ready_.empty() && n_loading_ > 0 && failure_.empty()) {
+    begin_loads();
+    while (ready_.empty() && failure_.empty() &&
+           (n_loading_ > 0 || (!waiting_.empty() && engine_.prefetcher_->under_way()))) {
         const auto start = std::chrono::steady_clock::now();
         take(engine_.source_->disk().load_wait());
         engine_.stats_.stall_ns += nanoseconds_since(start);
+        begin_loads();
     }
     if (!failure_.empty()) {
         throw Error(PYE_E_FILE, "expert load failed: " + failure_);

@@ -40,6 +40,7 @@ class LayerStep {
     uint32_t dense(uint32_t expert) const { return layer_.first + expert; }
     void     begin_loads();
     void     take(const DiskTier::Landed & landed);
+    bool     claim(uint32_t expert);
     void     event(uint32_t layer, uint32_t expert, uint16_t kind, uint32_t pairs);
 
     Engine &              engine_;
@@ -48,7 +49,7 @@ class LayerStep {
     SlotStore &           store_;
     std::vector<uint32_t> ready_;   // resident and pinned, not handed out yet
     std::vector<uint32_t> out_;     // handed out
-    std::vector<uint32_t> waiting_; // no slot yet, most pairs last
+    std::vector<uint32_t> waiting_; // no slot yet, or that of a prefetch that was given up; most pairs last
     uint32_t              n_loading_ = 0;
     std::string           failure_;
 };

@@ -30,6 +30,15 @@ class Replay {
         }
     }
 
+    bool active() const { return !ids_.empty(); }
+
+    // The ids that a layer will be given next.
+    std::vector<int32_t> next(uint32_t layer) const {
+        const size_t n_step = ids_.size() / (at_.size() * n_used_);
+        const auto   from   = static_cast<std::ptrdiff_t>((at_[layer] % n_step * at_.size() + layer) * n_used_);
+        return {ids_.begin() + from, ids_.begin() + from + static_cast<std::ptrdiff_t>(n_used_)};
+    }
+
   private:
     std::vector<int32_t> ids_;
     std::vector<size_t>  at_; // by layer, steps taken

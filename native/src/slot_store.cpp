@@ -6,7 +6,8 @@
 
 namespace pye {
 
-SlotStore::SlotStore(uint32_t n_expert) : slots_(n_expert), slot_of_(n_expert, kNone), priority_(n_expert, 0.0f) {}
+SlotStore::SlotStore(uint32_t n_expert)
+    : slots_(n_expert), slot_of_(n_expert, kNone), priority_(n_expert, 0.0f), expected_(n_expert, 0) {}
 
 std::vector<uint32_t> SlotStore::resize(uint32_t n_slot) {
     n_slot = std::min<uint32_t>(n_slot, static_cast<uint32_t>(slots_.size()));
@@ -26,7 +27,7 @@ std::vector<uint32_t> SlotStore::resize(uint32_t n_slot) {
         }
     }
     while (n_slot_ > n_slot) {
-        const uint32_t s = victim();
+        const uint32_t s = victim(true);
         if (s == kNone) {
             break;
         }
@@ -59,12 +60,13 @@ uint32_t SlotStore::empty_slot(uint32_t expert) {
     return kNone;
 }
 
-uint32_t SlotStore::victim() const {
+// `expected`: whether expected experts may be victims too.
+uint32_t SlotStore::victim(bool expected) const {
     uint32_t best          = kNone;
     float    best_priority = 0.0f;
     for (uint32_t s = 0; s < slots_.size(); ++s) {
         const Slot & slot = slots_[s];
-        if (slot.state != State::Ready || slot.pins != 0) {
+        if (slot.state != State::Ready || slot.pins != 0 || (!expected && expected_[slot.expert] != 0)) {
             continue;
         }
         const float p = priority_[slot.expert];
@@ -80,22 +82,47 @@ uint32_t SlotStore::claim(uint32_t expert, uint32_t * evicted) {
     if (slot_of_[expert] != kNone) {
         throw std::logic_error("claim of an expert that has a slot");
     }
-    *evicted   = kNone;
     uint32_t s = empty_slot(expert);
     if (s == kNone) {
-        s = victim();
-        if (s == kNone) {
-            return kNone;
-        }
-        *evicted = slots_[s].expert;
-        vacate(s);
+        s = victim(false);
     }
-    slots_[s].state  = State::Loading;
-    slots_[s].expert = expert;
-    slots_[s].used   = ++clock_;
-    slot_of_[expert] = s;
-    return s;
+    if (s == kNone) {
+        s = victim(true);
+    }
+    return fill(s, expert, evicted);
 }
+
+uint32_t SlotStore::claim_for_prefetch(uint32_t expert, bool evict, uint32_t * evicted) {
+    if (slot_of_[expert] != kNone) {
+        throw std::logic_error("claim of an expert that has a slot");
+    }
+    uint32_t s = empty_slot(expert);
+    if (s == kNone && evict) {
+        s = victim(false);
+        if (s != kNone && priority_[slots_[s].expert] == INFINITY) {
+            s = kNone;
+        }
+    }
+    return fill(s, expert, evicted);
+}
+
+uint32_t SlotStore::fill(uint32_t slot, uint32_t expert, uint32_t * evicted) {
+    *evicted = kNone;
+    if (slot == kNone) {
+        return kNone;
+    }
+    if (slots_[slot].state == State::Ready) {
+        *evicted = slots_[slot].expert;
+        vacate(slot);
+    }
+    slots_[slot].state  = State::Loading;
+    slots_[slot].expert = expert;
+    slots_[slot].used   = ++clock_;
+    slot_of_[expert]    = slot;
+    return slot;
+}
+
+void SlotStore::forget_expected(uint32_t first, uint32_t n) { std::fill_n(expected_.begin() + first, n, uint8_t(0)); }
 
 void SlotStore::vacate(uint32_t slot) {
     Slot & s           = slots_[slot];

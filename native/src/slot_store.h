@@ -32,15 +32,22 @@ class SlotStore {
         return slot_of_[expert] != kNone && slots_[slot_of_[expert]].state == State::Ready;
     }
 
-    // A slot for an absent expert: an empty one, else the victim (lowest priority, ties by oldest use), else kNone.
-    // The slot is LOADING afterwards; `*evicted` is the expert that left or kNone.
+    // A slot for an absent expert: an empty one, else the victim (lowest priority, ties by oldest use; expected experts only
+    // if there is no other), else kNone. The slot is LOADING afterwards; `*evicted` is the expert that left or kNone.
     uint32_t claim(uint32_t expert, uint32_t * evicted);
+    // The same for an expert that may turn out not to be needed: never in the place of one that is expected or pinned by an
+    // infinite priority, and without `evict` only in an empty slot.
+    uint32_t claim_for_prefetch(uint32_t expert, bool evict, uint32_t * evicted);
     void     landed(uint32_t slot); // LOADING -> READY, pinned once by the caller
     void     failed(uint32_t slot); // LOADING -> EMPTY
 
     void pin(uint32_t slot) { ++slots_[slot].pins; }
     void unpin(uint32_t slot);
     void touch(uint32_t slot) { slots_[slot].used = ++clock_; }
+
+    // Likely to be used soon, so rather not a victim, until forgotten: experts [first, first + n).
+    void expect(uint32_t expert) { expected_[expert] = 1; }
+    void forget_expected(uint32_t first, uint32_t n);
 
     // One value per expert of the class; NaN counts as zero.
     void set_priorities(const std::vector<float> & priorities);
@@ -56,13 +63,15 @@ class SlotStore {
         State    state  = State::Retired;
     };
 
-    uint32_t victim() const;
+    uint32_t victim(bool expected) const;
+    uint32_t fill(uint32_t slot, uint32_t expert, uint32_t * evicted);
     uint32_t empty_slot(uint32_t expert);
     void     vacate(uint32_t slot);
 
     std::vector<Slot>     slots_;
     std::vector<uint32_t> slot_of_;  // by expert
     std::vector<float>    priority_; // by expert
+    std::vector<uint8_t>  expected_; // by expert
     std::vector<uint32_t> empty_;    // may hold stale entries; a slot is empty if its state says so
     uint32_t              n_slot_  = 0;
     uint32_t              n_ready_ = 0;

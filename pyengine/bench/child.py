@@ -22,10 +22,14 @@ from typing import Any
 from pyengine.bench.measuring import Texts, measure
 from pyengine.bench.process_counters import peak_resident, process_counters
 from pyengine.bench.replay_trace import TraceTexts
-from pyengine.bench.rows import STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import ADVICE, AUTO, STOCK_MMAP_PLAIN, STOCK_RESIDENT
 from pyengine.bench.texts import long_text, short_prompts, stretch
 
 _PR_SET_PDEATHSIG = 1
+_COUNTERS = (
+    *("hits", "misses", "bytes_read", "reads", "passes", "evictions"),
+    *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Task:
     limit_s: float
     n_threads: int
     trace: str | None = None
+    recall: float | None = None
 
 
 class UnsupportedError(Exception):
@@ -75,10 +80,10 @@ class LoadedModel:
         counts: dict[str, float] = dict(process_counters())
         if self._native is not None:
             raw = self._native.stats()
-            counts |= {name: raw[name] for name in ("hits", "misses", "bytes_read", "reads", "passes", "evictions")}
+            counts |= {name: raw[name] for name in _COUNTERS}
             counts |= {
                 name.removesuffix("_ns") + "_s": raw[name] / 1e9
-                for name in ("stall_ns", "compute_ns", "load_ns", "io_ns")
+                for name in ("stall_ns", "compute_ns", "load_ns", "io_ns", "predict_ns")
                 if name in raw
             }
         return counts
@@ -96,9 +101,14 @@ def load(task: Task, n_ctx: int) -> Any:
     if task.kind.startswith("stock"):
         stock = _PlainLlama() if task.kind == STOCK_MMAP_PLAIN else _imported("llama_cpp")
         return stock(task.model, use_mmap=task.kind != STOCK_RESIDENT, **common)
-    llm = _imported("pyengine")(task.model, ram_budget=task.budget, bundle=task.bundle, **common)
+    policy, look_ahead = ADVICE[task.kind]
+    llm = _imported("pyengine")(
+        task.model, ram_budget=task.budget, bundle=task.bundle, policy=policy, look_ahead=look_ahead, **common
+    )
     if llm.engine is None:
         raise UnsupportedError(llm.engaged)
+    if task.trace and task.kind == AUTO and task.recall is not None:
+        llm.engine.native.set_prefetch_rules(replay_recall=task.recall)
     return llm
 
 

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyengine.bench.rows import LRU, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import (
+    AUTO,
+    LFU_BUNDLE,
+    LRU,
+    LRU_BUNDLE,
+    ON_DEMAND,
+    STOCK_MMAP,
+    STOCK_MMAP_PLAIN,
+    STOCK_RESIDENT,
+)
 from pyengine.bench.samples import Sample
 from pyengine.bench.summary import LABEL_OF_REPLAY
 from pyengine.errors import UsageError
@@ -30,9 +39,11 @@ _COLOURS = {
     ON_DEMAND: "#8172b3",
     LRU: "#4c72b0",
     LRU_BUNDLE: "#2a9d5c",
+    LFU_BUNDLE: "#d4a017",
+    AUTO: "#d62728",
 }
-#: The two curves may coincide: the wide one shows beside the narrow one.
-_WIDTHS = {LRU: 3.0, LRU_BUNDLE: 1.4}
+#: Curves may coincide: a wide one shows beside a narrow one.
+_WIDTHS = {LRU: 3.0, LRU_BUNDLE: 1.4, LFU_BUNDLE: 2.2, AUTO: 1.4}
 _LINES = {STOCK_RESIDENT: "-", STOCK_MMAP: ":", STOCK_MMAP_PLAIN: "--", ON_DEMAND: "-."}
 
 

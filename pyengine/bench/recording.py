@@ -20,8 +20,7 @@ def record(task: Task, out: Path) -> int:
 
     llm = load(task, n_ctx_of(task))
     try:
-        recorder = TraceRecorder(llm.engine.native, Path(task.model))
-        llm.observers.append(recorder.drain)
+        recorder = TraceRecorder(llm.engine.routing_log, llm.engine.info, Path(task.model))
         measure(LoadedModel(llm, None), texts_of(llm, task), task.n_tokens, task.limit_s, lambda _: None)
         trace = recorder.trace()
         save_trace(out, trace)

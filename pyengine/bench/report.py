@@ -84,6 +84,7 @@ def _machine(run: Run) -> str:
         flag for flag in machine["cpu_flags"] if flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile", "asimd")
     )
     probes = run.record.get("probes", [])
+    n_round = 1 + max(sample.round for sample in run.samples)  # an interrupted run has fewer than it was to have
     lines = [
         f"- {machine['cores']} cores of {machine['cpu']} ({isa}){', virtual' if machine['hypervisor'] else ''}, "
         f"{machine['memory_bytes'] / 2**30:.1f} GiB RAM, {machine['swap_bytes'] / 2**30:.1f} GiB swap, "
@@ -92,7 +93,7 @@ def _machine(run: Run) -> str:
         f"scheduler {disk.get('scheduler', 'unknown')}, read-ahead {disk.get('read_ahead_kb', '?')} kB",
         f"- pyengine {machine['pyengine']}, llama-cpp-python {machine['llama_cpp_python']}, "
         f"Python {machine['python']}, "
-        f"n_threads = n_threads_batch = {settings['n_threads']}, {settings['rounds']} rounds, "
+        f"n_threads = n_threads_batch = {settings['n_threads']}, {n_round} round{'s' if n_round > 1 else ''}, "
         f"{settings['n_tokens']} tokens after each of {settings['n_prompts']} prompts, "
         f"prefill of {settings['prefill_tokens']}",
         f"- page cache emptied by {run.record.get('caches', 'unknown')}; other programs used "

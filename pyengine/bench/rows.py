@@ -21,6 +21,8 @@ STOCK_MMAP_PLAIN = "stock-mmap-plain"
 ON_DEMAND = "on-demand"
 LRU = "lru"
 LRU_BUNDLE = "lru-bundle"
+LFU_BUNDLE = "lfu-bundle"
+AUTO = "auto"
 
 #: Every kind of row, and what it is.
 KINDS: dict[str, str] = {
@@ -28,14 +30,29 @@ KINDS: dict[str, str] = {
     STOCK_MMAP: "stock llama.cpp as it comes: memory-mapped, weights repacked into anonymous memory",
     STOCK_MMAP_PLAIN: "stock llama.cpp, memory-mapped, not repacked (use_extra_bufts off): pages can be dropped",
     ON_DEMAND: "pyengine with slots for the experts of one layer only: every expert is loaded when it is used",
-    LRU: "pyengine, experts read from the GGUF file",
-    LRU_BUNDLE: "pyengine, experts read from a bundle",
+    LRU: "pyengine, policy lru, nothing fetched ahead, experts read from the GGUF file",
+    LRU_BUNDLE: "the same with experts read from a bundle",
+    LFU_BUNDLE: "the same with policy lfu",
+    AUTO: "pyengine as it comes, with a bundle: policy auto, experts fetched ahead",
 }
 
 DEFAULT_BUDGETS = (12.5, 25.0, 50.0, 75.0, 100.0)
 
 #: The share of experts whose memory limit the memory-mapped rows get, percent.
 MMAP_SHARE = 50.0
+
+
+#: Kinds that read a bundle.
+BUNDLED = (LRU_BUNDLE, LFU_BUNDLE, AUTO)
+
+#: Of ours: (policy, look_ahead), see pyengine.Llama.
+ADVICE = {
+    ON_DEMAND: ("lru", "off"),
+    LRU: ("lru", "off"),
+    LRU_BUNDLE: ("lru", "off"),
+    LFU_BUNDLE: ("lfu", "off"),
+    AUTO: ("auto", "auto"),
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pyengine.bench.model_facts import read_facts
 from pyengine.bench.replay_trace import TraceTexts
 from pyengine.bench.results import CSV, Run, record, write_record
 from pyengine.bench.rounds import take_samples
-from pyengine.bench.rows import LRU_BUNDLE
+from pyengine.bench.rows import BUNDLED
 from pyengine.bench.samples import CsvWriter, Sample
 from pyengine.bench.sampling import BenchModel, Sampler
 from pyengine.bench.settings import Settings
@@ -106,7 +106,7 @@ def prepare_models(order: Order, say: Callable[[str], None]) -> list[BenchModel]
         plan_rows(facts, settings.kinds, settings.shares)
         if settings.trace is not None:
             TraceTexts(settings.trace, settings.n_prompts).check(facts)
-        wanted = LRU_BUNDLE in settings.kinds
+        wanted = any(kind in BUNDLED for kind in settings.kinds)
         models.append(BenchModel(facts, find_bundle(facts, make=order.make_bundles, say=say) if wanted else None))
     return models
 

@@ -7,7 +7,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -56,6 +56,12 @@ class Sample:
     hit_rate: float | None = None
     """of decode; accesses whose expert was resident"""
     misses_per_token: float | None = None
+    prefetches_per_token: float | None = None
+    prefetch_hits_per_token: float | None = None
+    prefetches_late_per_token: float | None = None
+    prefetches_wasted_per_token: float | None = None
+    """of decode; see pye_stats. Late ones are misses too"""
+    predict_ms_per_token: float | None = None
     reads_per_token: float | None = None
     mb_per_token: float | None = None
     """of decode; what the engine asked of the disk"""
@@ -97,10 +103,13 @@ class Sample:
     """"yes" or "no": the same tokens as the reference row; "" where there is nothing to compare with"""
 
 
+_PREFETCH = ("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted")
+
 #: Share of the decoding time below which so few loads were under way that their bandwidth means nothing.
 _LEAST_LOADING = 0.01
 
 COLUMNS = tuple(field.name for field in fields(Sample))
+_ALWAYS = tuple(field.name for field in fields(Sample) if field.default is MISSING)
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +142,8 @@ def figures(result: Mapping[str, Any]) -> dict[str, Any]:
             "hit_rate": counts["hits"] / accesses if accesses else None,
             "misses_per_token": counts["misses"] / n,
             "reads_per_token": counts["reads"] / n,
+            **{f"{name}_per_token": counts[name] / n for name in _PREFETCH if name in counts},
+            "predict_ms_per_token": 1e3 * counts.get("predict_s", 0) / n,
             "mb_per_token": counts["bytes_read"] / 1e6 / n,
             "stall_share": counts["stall_s"] / decode["seconds"],
         }
@@ -202,10 +213,11 @@ def read_samples(path: Path) -> list[Sample]:
 def _samples(lines: Iterable[Mapping[str, str]]) -> Iterable[Sample]:
     kinds = {field.name: str(field.type) for field in fields(Sample)}
     for line in lines:
-        missing = [name for name in COLUMNS if line.get(name) is None]
+        missing = [name for name in _ALWAYS if line.get(name) is None]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
-        yield Sample(**{name: _value(line[name], kinds[name]) for name in COLUMNS})
+        # A column that came later was not measured then.
+        yield Sample(**{name: _value(line[name], kinds[name]) for name in COLUMNS if line.get(name) is not None})
 
 
 def _value(text: str, kind: str) -> Any:

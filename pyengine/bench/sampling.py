@@ -15,7 +15,7 @@ from pyengine.bench.cgroups import CgroupError, DiskLimit, Groups, MemoryUse, bl
 from pyengine.bench.child import Task
 from pyengine.bench.launch import Outcome, launch
 from pyengine.bench.plan_check import PlanCheck
-from pyengine.bench.rows import LRU_BUNDLE, STOCK_MMAP, STOCK_MMAP_PLAIN, STOCK_RESIDENT, ModelFacts, Row
+from pyengine.bench.rows import ADVICE, BUNDLED, LRU, STOCK_MMAP, STOCK_MMAP_PLAIN, STOCK_RESIDENT, ModelFacts, Row
 from pyengine.bench.samples import Sample, figures, same_tokens
 from pyengine.bench.settings import Settings
 from pyengine.errors import PyengineError
@@ -78,7 +78,7 @@ class Sampler:
             disk_limit_mb_per_s=settings.disk_limit / 1e6 if settings.disk_limit else None,
             replay=settings.trace.name if settings.trace and not row.stock else "",
         )
-        if row.kind == LRU_BUNDLE and model.bundle is None:
+        if row.kind in BUNDLED and model.bundle is None:
             return replace(sample, reason=f"{name} has no bundle; gguf_tools bundle makes one")
         wanted, free = row.limit or model.facts.file_bytes + model.facts.allowance, psutil.virtual_memory().available
         if wanted > free:
@@ -135,18 +135,19 @@ class Sampler:
             model=str(model.facts.path),
             kind=row.kind,
             budget=row.budget,
-            bundle=str(model.bundle) if row.kind == LRU_BUNDLE else "off",
+            bundle=str(model.bundle) if row.kind in BUNDLED else "off",
             n_tokens=settings.n_tokens,
             n_prompts=settings.n_prompts,
             prefill_tokens=settings.prefill_tokens,
             limit_s=settings.decode_limit_s,
             n_threads=settings.n_threads,
             trace=str(settings.trace) if settings.trace else None,
+            recall=settings.recall,
         )
 
     def _foretold(self, model: BenchModel, row: Row, free: int) -> Mapping[str, Any]:
         """What the planner says of a row of ours now, as fields of Sample. `free`: bytes of memory."""
-        if self._plan is None or row.stock:
+        if self._plan is None or ADVICE.get(row.kind) != ADVICE[LRU]:  # the plan is that of plain LRU
             return {}
         facts = model.facts
         spare = min(facts.slot_bytes, free - facts.other_bytes - 2 * facts.allowance)
@@ -161,7 +162,7 @@ class Sampler:
     def _probe(self, model: BenchModel, row: Row) -> float | None:
         """MB/s that the disk gives at this moment with reads as large as this row's, from the file that it reads."""
         file, size = max(model.facts.files, key=lambda path: path.stat().st_size), model.facts.matrix_bytes
-        if row.kind == LRU_BUNDLE and model.bundle is not None:
+        if row.kind in BUNDLED and model.bundle is not None:
             file, size = model.bundle, model.facts.record_bytes
         task = {"file": str(file), "size": size, "seconds": self._settings.probe_s}
         with groups(None, self._disk_limit(model)) as made:

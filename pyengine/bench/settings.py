@@ -22,6 +22,7 @@ class Settings:
         sample_limit_s: seconds after which a sample is given up.
         disk_limit: bytes per second that may be read from the models' disk, or None.
         trace: routing trace to take expert ids from, or None.
+        recall: with a trace: of each guess about the next layer, how likely it is right (row auto); None: no guesses.
         n_threads: for the kernels.
         probe_s: seconds of each disk probe.
         check_plan: also predict each row of ours, as `pyengine plan` does, right before it is measured.
@@ -37,6 +38,7 @@ class Settings:
     sample_limit_s: float = 1800.0
     disk_limit: int | None = None
     trace: Path | None = None
+    recall: float | None = None
     n_threads: int = 1
     probe_s: float = 1.0
     check_plan: bool = False

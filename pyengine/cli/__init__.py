@@ -22,8 +22,10 @@ COMMANDS: dict[str, str] = {
     "chat": "pyengine.cli.chat",
     "run": "pyengine.cli.run",
     "plan": "pyengine.cli.plan",
+    "replay": "pyengine.cli.replay",
     "doctor": "pyengine.cli.doctor",
     "bench": "pyengine.cli.bench",
+    "learn-predictor": "pyengine.cli.learn_predictor",
 }
 
 EXIT_FAILURE = 1

@@ -64,6 +64,12 @@ _POSITIVE = click.IntRange(min=1)
     help="Take expert ids from a routing trace (.npz) and not from the router: for models with random weights.",
 )
 @_option("--check-plan", is_flag=True, help="Also predict each row right before it, as pyengine plan does.")
+@_option(
+    "--recall",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="With --trace: guesses of the next layer's experts that are right so often (row auto).",
+)
 @_option("--make-bundles", is_flag=True, help="Make bundles that are missing, for the lru-bundle rows.")
 @_option(
     "--out",
@@ -147,6 +153,7 @@ def _settings(options: dict[str, Any], quick: bool) -> Settings:
         "disk_limit": bytes_per_second(options["disk_limit"]) if options["disk_limit"] else None,
         "trace": options["trace"],
         "check_plan": options["check_plan"],
+        "recall": options["recall"],
     }
     given = {name: value for name, value in asked.items() if value is not None}
     return Settings(**{**(QUICK if quick else {}), **given})

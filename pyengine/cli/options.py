@@ -67,6 +67,8 @@ class ModelOptions:
     ram_budget: str
     bundle: str
     bundle_cap: str
+    policy: str
+    look_ahead: str
     yes: bool
     ctx_size: int
     threads: int | None
@@ -83,6 +85,8 @@ class ModelOptions:
         given = {
             "ram_budget": budget(self.ram_budget),
             "bundle": None if self.bundle in ("use", "auto") else self.bundle,
+            "policy": None if self.policy == "auto" else self.policy,
+            "look_ahead": None if self.look_ahead == "auto" else self.look_ahead,
             "n_ctx": -(-self.ctx_size // CONTEXT_STEP) * CONTEXT_STEP,
             "n_threads": self.threads,
             "n_threads_batch": self.threads_batch or self.threads,
@@ -184,6 +188,22 @@ _MODEL_OPTIONS = (
         env=True,
         metavar="SIZE",
         help="Most disk for auto's bundle and those in the cache folder: 20GiB, bytes, or a share of what is free.",
+    ),
+    _model_option(
+        "--policy",
+        default="auto",
+        show_default=True,
+        env=True,
+        metavar="NAME",
+        help="Which experts stay in memory: auto, lru, lfu, ... (`pyengine replay` compares them).",
+    ),
+    _model_option(
+        "--look-ahead",
+        default="auto",
+        show_default=True,
+        env=True,
+        metavar="auto|fate|off",
+        help="How to tell which experts come next, so that they are fetched ahead.",
     ),
     _model_option("--yes", is_flag=True, help="Agree to the bundle that auto would make."),
     _model_option(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write which experts were used to FILE, for `pyengine plan`; auto keeps it in the cache folder.",
 )
+@click.option("--trace-inputs", is_flag=True, help="Keep the gate inputs too, for `pyengine learn-predictor`; large.")
 @model_and_sampling_options
 def command(
     model_options: ModelOptions,
@@ -45,6 +46,7 @@ def command(
     n_predict: int,
     as_json: bool,
     trace: str | None,
+    trace_inputs: bool,
 ) -> None:
     """Complete a prompt as it stands, without a chat template.
 
@@ -63,7 +65,7 @@ def command(
 
     with opened(model_options) as (llm, load_s):
         notice(llm.engaged)
-        write_trace = _recording(llm, trace) if trace is not None else None
+        write_trace = _recording(llm, trace, trace_inputs) if trace is not None else None
         result = complete(llm, text, n_predict, sampling, stream=not as_json)
         if result.stopped:
             raise KeyboardInterrupt
@@ -86,7 +88,7 @@ def command(
             notice(status_line(result.figures(llm)))
 
 
-def _recording(llm: Llama, name: str) -> Callable[[], None]:
+def _recording(llm: Llama, name: str, inputs: bool) -> Callable[[], None]:
     """Record the model's routing from now on; call what this returns to write it.
 
     Raises:
@@ -101,6 +103,5 @@ def _recording(llm: Llama, name: str) -> Callable[[], None]:
         raise UsageError("--trace: this model runs without managed experts, so there is no routing to record")
     model = Path(llm.model_path)
     path = default_trace(model) if name == "auto" else Path(name)
-    recorder = TraceRecorder(llm.engine.native, model)
-    llm.observers.append(recorder.drain)
+    recorder = TraceRecorder(llm.engine.routing_log, llm.engine.info, model, inputs=inputs)
     return lambda: save_trace(path, recorder.trace())

@@ -1,100 +1,50 @@
-"""Records the routing of a running model from its engine's events."""
+"""Makes a trace of what a running model's routers choose."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from pyengine.native import EVENT, ModelInfo, NativeEngine
+from pyengine.native import ModelInfo
+from pyengine.traces.routing_log import Prompt, RoutingLog, Token
 from pyengine.traces.trace import Prompts, Trace, TracedModel, TraceError
 
-#: Kinds of pye_event that are accesses: the first ones.
-_ACCESSES = 2
-
-#: Tokens kept; of a longer run the last ones.
+#: Tokens kept; of a longer run the last ones. Gate inputs are large: of them fewer.
 MOST_TOKENS = 1 << 16
+MOST_INPUT_BYTES = 1 << 30
 
 _MOST_PAIRS = (1 << 16) - 1
 
 
-class _Prompt(NamedTuple):
-    at: int
-    tokens: int
-    counts: npt.NDArray[np.int64]
-    """int64 [n_layer]: distinct experts"""
-    experts: npt.NDArray[np.uint16]
-    pairs: npt.NDArray[np.uint16]
-
-
 class TraceRecorder:
-    """Takes an engine's events after every computation. Nobody else may take them meanwhile.
-
-        llm.observers.append(recorder.drain)
+    """Listens to a model's routing from now on.
 
     Args:
-        native: the engine, of which the accesses from now on are recorded.
+        log: of the model.
+        info: of its engine.
         model_path: only its name is kept.
+        inputs: keep gate inputs too.
     """
 
-    def __init__(self, native: NativeEngine, model_path: Path) -> None:
-        self._native = native
-        self._info: ModelInfo = native.info
+    def __init__(self, log: RoutingLog, info: ModelInfo, model_path: Path, *, inputs: bool = False) -> None:
+        self._info = info
         self._name = model_path.name
-        self._tokens: deque[npt.NDArray[np.uint16]] = deque(maxlen=MOST_TOKENS)
-        self._seconds: deque[float] = deque(maxlen=MOST_TOKENS)
+        most = MOST_TOKENS
+        if inputs:
+            most = min(most, max(1, MOST_INPUT_BYTES // (2 * info.n_layer * info.n_embd)))
+        self._tokens: deque[Token] = deque(maxlen=most)
         self._n_token = 0
-        self._starts: list[int] = []
-        self._prompts: list[_Prompt] = []
-        self._lost = native.stats()["events_lost"]
-        self._drop()
-        self._last = time.perf_counter()
+        self._prompts: list[tuple[int, Prompt]] = []  # after so many tokens
+        log.listen(self, inputs=inputs)
 
-    def drain(self) -> None:
-        """Take what happened since the last call: whole computations, one or more micro-batches."""
-        now = time.perf_counter()
-        took, self._last = now - self._last, now
-        events = self._events()
-        lost = self._native.stats()["events_lost"]
-        if lost != self._lost:  # a computation with holes says nothing reliable
-            self._lost = lost
-            return
-        accesses = events[events["kind"] < _ACCESSES]
-        firsts = np.flatnonzero(np.diff(accesses["step"], prepend=-1))
-        n_layer = self._info.n_layer
-        if not len(firsts) or len(firsts) % n_layer:  # aborted in the middle
-            return
-        bounds = np.append(firsts, len(accesses))[::n_layer]
-        for begin, end in pairwise(bounds):
-            self._micro_batch(accesses[begin:end], took)
+    def token(self, token: Token) -> None:
+        self._tokens.append(token)
+        self._n_token += 1
 
-    def _micro_batch(self, accesses: npt.NDArray[np.void], took: float) -> None:
-        n_layer, n_used = self._info.n_layer, self._info.n_expert_used
-        pairs = accesses["tokens"].astype(np.int64)
-        if len(accesses) == n_layer * n_used and int(pairs.max()) == 1:
-            self._tokens.append(accesses["expert"].reshape(n_layer, n_used).astype("<u2"))
-            self._seconds.append(took)
-            self._n_token += 1
-            return
-        # Hits come before misses; a layer's experts are kept ascending.
-        order = np.lexsort((accesses["expert"], accesses["layer"]))
-        self._prompts.append(
-            _Prompt(
-                self._n_token,
-                # llama.cpp drops tokens without output before the last layer's FFN: the first layer has them all.
-                int(pairs[accesses["layer"] == 0].sum()) // n_used,
-                np.bincount(accesses["layer"], minlength=n_layer),
-                accesses["expert"][order].astype("<u2"),
-                np.minimum(pairs[order], _MOST_PAIRS).astype("<u2"),
-            )
-        )
-        if not self._starts or self._starts[-1] != self._n_token:
-            self._starts.append(self._n_token)
+    def prompt(self, prompt: Prompt) -> None:
+        self._prompts.append((self._n_token, prompt))
 
     def trace(self) -> Trace:
         """What was recorded. Raises TraceError if that is nothing."""
@@ -102,32 +52,24 @@ class TraceRecorder:
             raise TraceError("nothing was computed, so there is no routing to write")
         info = self._info
         first = self._n_token - len(self._tokens)
-        prompts = [prompt for prompt in self._prompts if prompt.at >= first]
+        prompts = [(at - first, prompt) for at, prompt in self._prompts if at >= first]
         shape = (len(self._tokens), info.n_layer, info.n_expert_used)
         return Trace(
             TracedModel(self._name, info.architecture, info.n_layer, info.n_expert, info.n_expert_used),
-            ids=np.array(self._tokens, "<u2").reshape(shape),
-            starts=np.array([s - first for s in self._starts if s >= first], "<i8"),
+            ids=np.array([t.ids for t in self._tokens], "<u2").reshape(shape),
+            starts=np.array(sorted({at for at, _ in prompts}), "<i8"),
             prompts=Prompts(
-                at=np.array([p.at - first for p in prompts], "<i8"),
-                tokens=np.array([p.tokens for p in prompts], "<i8"),
-                offsets=np.concatenate([[0], *(p.counts for p in prompts)]).cumsum().astype("<i8"),
-                experts=np.concatenate([np.zeros(0, "<u2"), *(p.experts for p in prompts)]),
-                pairs=np.concatenate([np.zeros(0, "<u2"), *(p.pairs for p in prompts)]),
+                at=np.array([at for at, _ in prompts], "<i8"),
+                tokens=np.array([p.tokens for _, p in prompts], "<i8"),
+                offsets=np.concatenate([[0], *(p.counts for _, p in prompts)]).cumsum().astype("<i8"),
+                experts=np.concatenate([np.zeros(0, "<u2"), *(p.experts for _, p in prompts)]),
+                pairs=np.concatenate(
+                    [np.zeros(0, "<u2"), *(np.minimum(p.pairs, _MOST_PAIRS).astype("<u2") for _, p in prompts)]
+                ),
             ),
-            seconds=np.array(self._seconds, "<f4"),
+            weights=np.array([t.weights for t in self._tokens], "<f2").reshape(shape),
+            inputs=np.array([t.inputs for t in self._tokens], "<f2").reshape(*shape[:2], -1)
+            if any(t.inputs.size for t in self._tokens)
+            else np.zeros((0, 0, 0), "<f2"),
+            seconds=np.array([t.seconds for t in self._tokens], "<f4"),
         )
-
-    def _drop(self) -> None:
-        while len(self._native.events()):
-            pass
-
-    def _events(self) -> npt.NDArray[np.void]:
-        """All events there are. A decode step has few: the first small piece is usually all."""
-        parts, capacity = [], 4096
-        while True:
-            part = self._native.events(capacity)
-            parts.append(part)
-            if len(part) < capacity:
-                return np.concatenate(parts) if len(parts) > 1 else part.astype(EVENT, copy=False)
-            capacity = 1 << 16

@@ -10,6 +10,7 @@ from pyengine.bench import plots
 from pyengine.bench.report import main, report
 from pyengine.bench.report_tables import forecasts
 from pyengine.bench.results import read_run, record, write_record
+from pyengine.bench.rows import KINDS
 from pyengine.bench.samples import CsvWriter
 from pyengine.bench.sampling import BenchModel
 from pyengine.bench.settings import Settings
@@ -173,3 +174,8 @@ def test_forecasts_stand_beside_what_was_measured(sample):
     assert "| lru 50% | 50 % | 55 % | +25% -10% | +50% +20% | +0% +0% | -20% -20% |" in page
     assert "Largest error: decode 25%, without a trace 50%; prefill 0% and 20%." in page
     assert not list(forecasts([sample(kind="lru", share=50.0, decode_tok_per_s=4.0)]))
+
+
+def test_every_kind_of_row_can_be_drawn():
+    assert set(plots._COLOURS) == set(KINDS)
+    assert set(plots._WIDTHS) | set(plots._LINES) == set(KINDS)

@@ -18,7 +18,7 @@ def test_all_rows_of_a_model(facts):
         "stock-mmap",
         "stock-mmap-plain",
         "on-demand",
-        *(f"{kind} {share}" for kind in ("lru", "lru-bundle") for share in shares),
+        *(f"{kind} {share}" for kind in ("lru", "lru-bundle", "lfu-bundle", "auto") for share in shares),
     ]
     assert {row.kind for row in rows} == set(KINDS)
 

@@ -126,7 +126,8 @@ def test_model_options_reach_the_engine_and_others_stay_its_own(invoke, fake, tm
     model.touch()
     invoke("run", "-p", "x", "-m", str(model), "-c", "512", "-b", "64", "-ub", "32", "-t", "5", "-tb", "6", "-fa")
     invoke("run", "-p", "x")
-    given, default = fake.made
+    invoke("run", "-p", "x", "--policy", "lfu", "--look-ahead", "off")
+    given, default, advised = fake.made
     assert given.model_path == str(model)
     assert given.arguments == {
         "n_ctx": 512,
@@ -139,6 +140,7 @@ def test_model_options_reach_the_engine_and_others_stay_its_own(invoke, fake, tm
         "verbose": False,
     }
     assert default.arguments == {"n_ctx": 4096, "last_n_tokens_size": 64, "verbose": False}
+    assert advised.arguments == default.arguments | {"policy": "lfu", "look_ahead": "off"}
 
 
 def test_environment_variables_set_options_and_the_command_line_wins(invoke, fake):

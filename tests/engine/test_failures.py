@@ -33,7 +33,8 @@ MODELS = ["qwen2moe", "deepseek2", "gpt-oss", "q4_k_m"]
 
 @contextlib.contextmanager
 def opened(path: Path, ram_budget: str = "60%") -> Iterator[Llama]:
-    with contextlib.closing(Llama(path, ram_budget=ram_budget, **SETTINGS)) as llama:
+    # The plain cache: the order of loads is known, and the events are ours to take.
+    with contextlib.closing(Llama(path, ram_budget=ram_budget, policy="lru", look_ahead="off", **SETTINGS)) as llama:
         yield llama
 
 

@@ -22,6 +22,14 @@ KEYS = {
     "hits": int,
     "misses": int,
     "hit_rate": float,
+    "prefetches": int,
+    "prefetch_hits": int,
+    "prefetches_late": int,
+    "prefetches_wasted": int,
+    "prefetches_failed": int,
+    "guesses": int,
+    "guesses_right": int,
+    "predict_seconds": float,
     "evictions": int,
     "bytes_read": int,
     "reads": int,
@@ -45,7 +53,7 @@ KEYS = {
 
 
 def test_the_counters_are_the_documented_ones_and_add_up(opened: Opened) -> None:
-    llm = opened(ram_budget="25%")
+    llm = opened(ram_budget="25%", policy="lru", look_ahead="off")
     fresh = llm.expert_stats()
     assert fresh["hit_rate"] is None
     assert fresh["hits"] == fresh["misses"] == fresh["resident"] == fresh["bytes_read"] == 0

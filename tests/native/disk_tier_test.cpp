@@ -18,7 +18,9 @@
 #include <thread>
 
 using pye::DiskTier;
+using pye::Read;
 using pye::Segment;
+using pye::Urgency;
 namespace platform = pye::platform;
 
 namespace {
@@ -524,4 +526,174 @@ TEST(signals_are_blocked_in_io_threads) {
     for (int s = 1; s < SIGRTMAX; ++s) {
         CHECK_EQUAL(sigismember(&mine_after, s), sigismember(&mine_before, s));
     }
+}
+
+// ---- two queues
+
+namespace {
+
+// One thread that is held at the gate by the load `tag` 0, and the order in which the others arrive.
+struct Queue {
+    TemporaryFolder       folder{"."};
+    Gate                  gate;
+    std::mutex            mutex;
+    std::vector<uint64_t> order; // tags, one for each piece
+    DiskTier              tier;
+
+    explicit Queue(uint32_t n_thread = 1)
+        : tier(one_file(platform::open_file(made())), 4 * kPage, n_thread,
+               [this](uint64_t tag, uint32_t, const uint8_t *) {
+                   if (tag == 0) {
+                       gate.wait_inside();
+                   }
+                   std::lock_guard<std::mutex> lock(mutex);
+                   order.push_back(tag);
+               }) {
+        tier.load_begin(0, {{{0, 0, kPage}}});
+        gate.await(1);
+    }
+
+    std::string made() {
+        write_pattern(folder.file("a"), 0, 64 * kPage);
+        return folder.file("a");
+    }
+
+    void begin(uint64_t tag, uint32_t n_piece, Urgency urgency) {
+        std::vector<Read> pieces;
+        for (uint32_t i = 0; i < n_piece; ++i) {
+            pieces.push_back({{0, (tag * 4 + i) * kPage, kPage}});
+        }
+        tier.load_begin(tag, pieces, urgency);
+    }
+
+    // Lets the thread go and takes `n` loads: their tags, in the order in which they landed.
+    std::vector<DiskTier::Landed> finish(size_t n) {
+        gate.open();
+        std::vector<DiskTier::Landed> landed;
+        while (landed.size() < n) {
+            landed.push_back(tier.load_wait());
+        }
+        return landed;
+    }
+};
+
+std::vector<uint64_t> tags(const std::vector<DiskTier::Landed> & landed) {
+    std::vector<uint64_t> t;
+    for (const DiskTier::Landed & l : landed) {
+        t.push_back(l.tag);
+    }
+    return t;
+}
+
+} // namespace
+
+TEST(a_demand_load_goes_before_every_prefetch) {
+    Queue q;
+    q.begin(1, 2, Urgency::Prefetch);
+    q.begin(2, 1, Urgency::Prefetch);
+    q.begin(3, 2, Urgency::Demand);
+    CHECK(tags(q.finish(4)) == (std::vector<uint64_t>{0, 3, 1, 2}));
+    CHECK(q.order == (std::vector<uint64_t>{0, 3, 3, 1, 1, 2}));
+}
+
+TEST(a_promoted_prefetch_is_a_demand_load) {
+    Queue q;
+    q.begin(1, 2, Urgency::Prefetch);
+    q.begin(2, 3, Urgency::Prefetch);
+    CHECK_EQUAL(q.tier.unread(2), 3u);
+    q.tier.promote(2);
+    CHECK_EQUAL(q.tier.unread(2), 3u);
+    q.tier.promote(77); // nobody's
+    CHECK(tags(q.finish(3)) == (std::vector<uint64_t>{0, 2, 1}));
+}
+
+TEST(a_cancelled_load_lands_without_being_read) {
+    Queue q;
+    q.begin(1, 3, Urgency::Prefetch);
+    q.begin(2, 1, Urgency::Prefetch);
+    q.tier.cancel(1);
+    q.tier.cancel(77); // nobody's
+    DiskTier::Landed landed;
+    CHECK(q.tier.load_poll(&landed)); // at once: no piece was being read
+    CHECK_EQUAL(landed.tag, 1u);
+    CHECK(landed.cancelled);
+    CHECK(!landed.ok);
+    q.begin(1, 1, Urgency::Prefetch); // the tag is free again
+    const auto rest = q.finish(3);
+    CHECK(tags(rest) == (std::vector<uint64_t>{0, 2, 1}));
+    CHECK(rest[2].ok && !rest[2].cancelled);
+    CHECK_EQUAL(q.tier.counters().reads.load(), 3u);
+}
+
+TEST(a_load_that_is_cancelled_while_its_last_piece_is_read_lands_whole) {
+    Queue q;
+    q.tier.cancel(0);
+    const auto landed = q.finish(1);
+    CHECK(landed[0].ok);
+    CHECK(!landed[0].cancelled);
+}
+
+TEST(prefetches_leave_a_thread_for_demand_loads) {
+    TemporaryFolder folder(".");
+    write_pattern(folder.file("a"), 0, 64 * kPage);
+    Gate                  gate;
+    std::atomic<uint32_t> n_prefetching{0};
+    DiskTier              tier(one_file(platform::open_file(folder.file("a"))), kPage, 3,
+                               [&](uint64_t tag, uint32_t, const uint8_t *) {
+                      if (tag < 10) {
+                          ++n_prefetching;
+                          gate.wait_inside();
+                      }
+                               });
+    for (uint64_t tag = 0; tag < 5; ++tag) {
+        tier.load_begin(tag, {{{0, tag * kPage, kPage}}}, Urgency::Prefetch);
+    }
+    gate.await(2);
+    tier.load_begin(10, {{{0, 20 * kPage, kPage}}}); // lands though every prefetch hangs
+    CHECK_EQUAL(tier.load_wait().tag, 10u);
+    CHECK_EQUAL(n_prefetching.load(), 2u);
+    gate.open();
+    for (int i = 0; i < 5; ++i) {
+        CHECK(tier.load_wait().ok);
+    }
+}
+
+TEST(a_load_in_pieces_is_checked_as_a_whole) {
+    for (const bool damaged : {false, true}) {
+        TemporaryFolder folder(".");
+        write_pattern(folder.file("a"), 0, 8 * kPage);
+        DiskTier          tier(one_file(platform::open_file(folder.file("a"))), kPage, 3,
+                               [](uint64_t, uint32_t, const uint8_t *) {});
+        uint8_t *         slot = platform::new_buffer(4 * kPage, kPage);
+        std::vector<Read> pieces(4);
+        for (uint32_t i = 0; i < 4; ++i) {
+            pieces[i].segment = {0, (2 + i) * kPage, kPage};
+            pieces[i].into    = slot + i * kPage;
+        }
+        std::vector<uint8_t> right(4 * kPage);
+        tier.read({0, 2 * kPage, 4 * kPage}, 0, right.size(), right.data());
+        pye::Whole whole{
+            slot, right.size(), pye::checksum(right.data(), right.size()) + damaged, {0, 2 * kPage, 4 * kPage}};
+        tier.load_begin(1, pieces, Urgency::Prefetch, whole);
+        const DiskTier::Landed landed = tier.load_wait();
+        CHECK_EQUAL(landed.ok, !damaged);
+        CHECK_EQUAL(contains(landed.why, "checksum"), damaged);
+        CHECK(memcmp(slot, right.data(), right.size()) == 0);
+        platform::free_buffer(slot);
+    }
+}
+
+TEST(two_loads_of_one_tag_at_a_time_are_refused) {
+    Queue q;
+    (void)CAUGHT(std::logic_error, q.begin(0, 1, Urgency::Prefetch));
+    CHECK_EQUAL(q.finish(1)[0].tag, 0u);
+}
+
+TEST(what_is_still_queued_at_the_end_is_dropped) {
+    Queue q(2);
+    for (uint64_t tag = 1; tag < 9; ++tag) {
+        q.begin(tag, 2, tag % 2 == 0 ? Urgency::Prefetch : Urgency::Demand);
+    }
+    q.tier.cancel(4);
+    q.gate.open();
 }

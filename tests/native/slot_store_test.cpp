@@ -406,3 +406,56 @@ TEST(growing_while_pinned_and_loading) {
     CHECK_EQUAL(store.expert_in(loading), 4u);
     store.check();
 }
+
+TEST(an_expected_expert_is_the_last_victim) {
+    SlotStore store = full_store(6, 3);
+    store.expect(0);
+    store.expect(1);
+    CHECK_EQUAL(victim_for(store, 3), 2u); // not the oldest, but nobody expects it
+    CHECK_EQUAL(victim_for(store, 4), 3u);
+    store.expect(4);
+    CHECK_EQUAL(victim_for(store, 5), 0u); // a demand load must succeed
+    store.forget_expected(0, 6);
+    CHECK_EQUAL(victim_for(store, 0), 1u);
+}
+
+TEST(forgetting_is_for_a_range) {
+    SlotStore store = full_store(6, 3);
+    for (uint32_t e = 0; e < 3; ++e) {
+        store.expect(e);
+    }
+    store.forget_expected(1, 1);
+    CHECK_EQUAL(victim_for(store, 3), 1u);
+    CHECK_EQUAL(victim_for(store, 4), 3u);
+}
+
+TEST(a_prefetch_takes_an_empty_slot_or_an_unexpected_victim) {
+    SlotStore store(6);
+    store.resize(2);
+    uint32_t evicted = 12345;
+    uint32_t slot    = store.claim_for_prefetch(4, false, &evicted);
+    CHECK(slot != kNone);
+    CHECK_EQUAL(evicted, kNone);
+    store.landed(slot);
+    store.unpin(slot);
+    load(store, 5);
+    CHECK_EQUAL(store.claim_for_prefetch(0, false, &evicted), kNone); // no empty slot is left
+    store.expect(4);
+    slot = store.claim_for_prefetch(0, true, &evicted);
+    CHECK_EQUAL(evicted, 5u);
+    CHECK(store.state(slot) == State::Loading);
+    CHECK_EQUAL(store.claim_for_prefetch(1, true, &evicted), kNone); // one is expected, one is being filled
+    CHECK_EQUAL(evicted, kNone);
+    store.check();
+    (void)CAUGHT(std::logic_error, store.claim_for_prefetch(0, true, &evicted));
+}
+
+TEST(a_prefetch_never_pushes_out_what_an_infinite_priority_keeps) {
+    SlotStore store = full_store(4, 2);
+    store.set_priorities({kInfinity, kInfinity, 0, 0});
+    uint32_t evicted = 12345;
+    CHECK_EQUAL(store.claim_for_prefetch(2, true, &evicted), kNone);
+    store.set_priorities({kInfinity, 3e38f, 0, 0});
+    CHECK(store.claim_for_prefetch(2, true, &evicted) != kNone);
+    CHECK_EQUAL(evicted, 1u);
+}

@@ -22,11 +22,11 @@ class Recorded:
     """A run of the bundled model at one budget: misses of every step as the engine counted them, and its trace."""
 
     def __init__(self, share: str) -> None:
-        llm = Llama(ram_budget=share, n_ctx=256, n_threads=1, n_threads_batch=1)
+        llm = Llama(ram_budget=share, policy="lru", look_ahead="off", n_ctx=256, n_threads=1, n_threads_batch=1)
         assert llm.engine is not None
         native = llm.engine.native
         tokens = llm.tokenize(TEXT.encode())
-        recorder = TraceRecorder(native, bundled_model())
+        recorder = TraceRecorder(llm.engine.routing_log, llm.engine.info, bundled_model())
         events = native.events
 
         def kept(capacity: int = 1 << 16) -> NDArray[np.void]:
@@ -36,7 +36,6 @@ class Recorded:
 
         self.events: list[NDArray[np.void]] = []
         native.events = kept  # type: ignore[method-assign]
-        llm.observers.append(recorder.drain)
         try:
             llm.eval(tokens[:20])
             for token in tokens[20:]:

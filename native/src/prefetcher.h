@@ -1,0 +1,106 @@
+// Loads experts that are likely to be needed soon, so that they are there when the router names them. Every prefetch is
+// advice: it may fail, come late or be wrong without harm.
+//
+// A guess is admitted by what it is worth: how often guesses of its rank about absent experts came true of late; and no more
+// are under way than have been found to arrive in time. When a layer's router has
+// spoken, its prefetches are demand loads or are given up (early preemption, ProMoE).
+//
+// The engine's lock covers it.
+#pragma once
+
+#include "disk_tier.h"
+#include "event_ring.h"
+#include "expert_index.h"
+#include "expert_source.h"
+#include "predictor.h"
+#include "pyengine.h"
+#include "slot_store.h"
+
+#include <memory>
+#include <vector>
+
+namespace pye {
+
+struct Wanted;
+
+class Prefetcher {
+  public:
+    Prefetcher(const ExpertIndex & index, std::vector<SlotStore *> stores, ExpertSource & source, EventRing & events,
+               pye_stats & stats);
+
+    void set_predictors(std::vector<Predictor> predictors);
+    void set_rules(const pye_prefetch_rules & rules);
+
+    // Takes every load that has landed between two FFNs.
+    void settle();
+    // True if the load was a prefetch that nobody waits for: its slot is ready, or free again.
+    bool landed(const DiskTier::Landed & landed);
+
+    // The router of a layer has spoken; before the look-up of the experts it wants.
+    void spoken(uint32_t layer, const std::vector<Wanted> & wanted);
+    // A wanted expert was found resident: the first time, that is what its prefetch was for.
+    void used(uint32_t layer, uint32_t expert);
+    // A wanted expert is on its way: from now on its load is the caller's, who waits for it. False if its prefetch has been
+    // given up; the caller must wait until it has landed.
+    bool adopt(uint32_t layer, uint32_t expert);
+    // The guesses from a layer's gate input, [n], and their loads. `next`: in a replay, the ids of the next layer's router,
+    // of which each is guessed right with the probability of the rules; else nullptr.
+    void predict(uint32_t layer, const float * x, const std::vector<int32_t> * next);
+    // Experts that somebody else expects, likeliest first: in the layer's next step; or with `keep` some time, and then only
+    // as far as there are empty slots.
+    void expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep);
+
+    // A demand load needs a slot of this class: gives one prefetch up. False if none is under way.
+    bool give_way(uint32_t shape_class);
+    bool under_way() const { return !loads_.empty(); }
+    // Gives everything up and waits until nothing is being read for a prefetch.
+    void drain();
+    // The slot has been given to another expert.
+    void evicted(uint32_t shape_class, uint32_t slot);
+
+  private:
+    // A prefetch under way.
+    struct Load {
+        uint32_t layer, expert, shape_class, slot;
+        bool     keep;
+        bool     given_up;
+    };
+    // A guess about a layer that has not spoken yet, of an expert that was absent.
+    struct Guess {
+        uint32_t expert, rank;
+        bool     begun;
+    };
+    // How often guesses of each rank came true, old ones fading.
+    struct Record {
+        std::vector<float> tried, right;
+        std::vector<float> prior; // chance of each rank before there are guesses
+        float              chance(uint32_t rank) const;
+        void               add(uint32_t rank, bool was_right);
+    };
+
+    void guess(uint32_t target, const std::vector<uint32_t> & experts, Record & record, std::vector<Guess> & pending);
+    bool begin(uint32_t layer, uint32_t expert, bool keep);
+    std::vector<uint32_t> replayed(uint32_t target, const std::vector<int32_t> & ids);
+    void                  give_up(Load & load);
+    void                  judge(uint32_t layer, const std::vector<Wanted> & wanted);
+    uint32_t              dense(uint32_t layer, uint32_t expert) const { return index_.layers[layer].first + expert; }
+    SlotStore &           store_of(uint32_t layer) { return *stores_[index_.layers[layer].shape_class]; }
+
+    const ExpertIndex &      index_;
+    std::vector<SlotStore *> stores_; // by shape class
+    ExpertSource &           source_;
+    EventRing &              events_;
+    pye_stats &              stats_;
+    pye_prefetch_rules       rules_;
+
+    std::vector<Predictor>            predictors_; // by source, then target
+    std::vector<Record>               records_;    // of each predictor, and one for replays
+    std::vector<std::vector<Guess>>   pending_;    // of each predictor, and one for replays
+    std::vector<Load>                 loads_;
+    std::vector<std::vector<uint8_t>> unused_;                    // by class and slot: prefetched and not used yet
+    uint32_t                          replayed_for_ = UINT32_MAX; // layer that the replayed guesses are about
+    float                             room_   = 2; // prefetches for one layer that have been found to arrive in time
+    uint32_t                          chance_ = 1; // state of the generator of replayed guesses
+};
+
+} // namespace pye

@@ -1,0 +1,1 @@
+"""Advice to a running engine: what to keep (a cache policy) and what to fetch ahead (predictors)."""

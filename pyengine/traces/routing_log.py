@@ -1,0 +1,130 @@
+"""What the routers of a running model choose, told to everybody who wants to know, after every computation."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyengine.native import EVENT, NativeEngine
+
+#: Kinds of pye_event that are accesses: the first ones.
+_ACCESSES = 2
+
+#: Tokens taken from the engine's recording at once; it keeps no more rows than that of the largest models.
+_TOKENS = 64
+
+
+class Token(NamedTuple):
+    """A token computed alone."""
+
+    ids: npt.NDArray[np.uint16]
+    """uint16 [n_layer, n_expert_used], in the router's order"""
+    weights: npt.NDArray[np.float16]
+    """float16 [n_layer, n_expert_used]: their routing weights; 0 where the engine does not see them"""
+    inputs: npt.NDArray[np.float16]
+    """float16 [n_layer, n_embd]: gate inputs; n_embd is 0 unless a listener wants them"""
+    seconds: float
+    """since the computation before"""
+
+
+class Prompt(NamedTuple):
+    """A micro-batch of several tokens."""
+
+    tokens: int
+    counts: npt.NDArray[np.int64]
+    """int64 [n_layer]: distinct experts"""
+    experts: npt.NDArray[np.uint16]
+    """uint16 [sum of counts]: layer after layer, ascending in each"""
+    pairs: npt.NDArray[np.int64]
+    """int64 likewise: tokens that chose each"""
+
+
+class Listener(Protocol):
+    def token(self, token: Token) -> None:
+        """A token was computed alone."""
+
+    def prompt(self, prompt: Prompt) -> None:
+        """A micro-batch of several tokens was computed."""
+
+
+class RoutingLog:
+    """Takes an engine's events and recording. Nobody else may take them.
+
+    Costs nothing until somebody listens; then some tens of microseconds after each computation.
+    """
+
+    def __init__(self, native: NativeEngine) -> None:
+        self._native = native
+        self._info = native.info
+        self._listeners: list[Listener] = []
+        self._inputs = False
+        self._last = time.perf_counter()
+
+    def listen(self, listener: Listener, *, inputs: bool = False) -> None:
+        """Tell `listener` from the next computation on. `inputs`: gate inputs too."""
+        self._inputs = self._inputs or inputs
+        self._native.set_recording(ids=True, inputs=self._inputs)
+        while len(self._native.events()):  # what was before
+            pass
+        self._lost = self._native.stats()["events_lost"]
+        self._listeners.append(listener)
+        self._last = time.perf_counter()
+
+    def drain(self) -> None:
+        """Call after every computation, on its thread."""
+        if not self._listeners:
+            return
+        now = time.perf_counter()
+        took, self._last = now - self._last, now
+        info = self._info
+        tokens = [
+            Token(*parts, took)
+            for parts in zip(*self._native.take_recording(_TOKENS, info, inputs=self._inputs), strict=True)
+        ]
+        events = self._events()
+        accesses = events[events["kind"] < _ACCESSES]
+        if len(accesses) != len(tokens) * info.n_layer * info.n_expert_used:
+            for prompt in self._prompts(accesses):
+                for listener in self._listeners:
+                    listener.prompt(prompt)
+        # A micro-batch of one token is the last of its computation.
+        for token in tokens:
+            for listener in self._listeners:
+                listener.token(token)
+
+    def _prompts(self, accesses: npt.NDArray[np.void]) -> list[Prompt]:
+        lost = self._native.stats()["events_lost"]
+        if lost != self._lost:  # a computation with holes says nothing reliable
+            self._lost = lost
+            return []
+        n_layer, n_used = self._info.n_layer, self._info.n_expert_used
+        firsts = np.flatnonzero(np.diff(accesses["step"], prepend=-1))
+        if not len(firsts) or len(firsts) % n_layer:  # aborted in the middle
+            return []
+        prompts = []
+        for begin, end in pairwise(np.append(firsts, len(accesses))[::n_layer]):
+            part = accesses[begin:end]
+            pairs = part["tokens"].astype(np.int64)
+            if len(part) == n_layer * n_used and int(pairs.max()) == 1:
+                continue  # one token
+            # Hits come before misses.
+            order = np.lexsort((part["expert"], part["layer"]))
+            # llama.cpp drops tokens without output before the last layer's FFN: the first layer has them all.
+            n_token = int(pairs[part["layer"] == 0].sum()) // n_used
+            counts = np.bincount(part["layer"], minlength=n_layer)
+            prompts.append(Prompt(n_token, counts, part["expert"][order].astype("<u2"), pairs[order]))
+        return prompts
+
+    def _events(self) -> npt.NDArray[np.void]:
+        """All events there are. A decode step has few: the first small piece is usually all."""
+        parts, capacity = [], 4096
+        while True:
+            part = self._native.events(capacity)
+            parts.append(part)
+            if len(part) < capacity:
+                return np.concatenate(parts) if len(parts) > 1 else part.astype(EVENT, copy=False)
+            capacity = 1 << 16
