@@ -83,7 +83,7 @@ def command(trace: Path, policies: tuple[str, ...], predictors: tuple[str, ...],
     """Replay a routing trace through cache policies, predictors and sizes of cache.
 
     TRACE is a file of `pyengine run --trace`. Belady and SCH know the future: Belady is the most that any policy can
-    hit, and "of gap" is how much of the way from LRU to Belady a policy goes. Predictors need times: bandwidth, compute
+    hit, and "gap" is how much of the way from LRU to Belady a policy goes. Predictors need times: bandwidth, compute
     and the size of an expert; what was measured with the model (-m) here is the default for them.
     """
     from pyengine.cli.interrupt import exit_on_interrupt
@@ -160,11 +160,12 @@ def _show(
     screen = console(stderr=False)
     screen.print(_table(results, gaps))
     screen.print()
-    rates = ", ".join(f"{slots} slots {100 * rate:.1f} %" for _, slots, rate in found.sch)
+    rates = ", ".join(f"{slots}: {100 * rate:.1f} %" for _, slots, rate in found.sch)
     lines = [
         ("tokens", f"{n}"),
-        ("routing", f"{found.verdict}: SRP({found.segment}) {found.srp:.2f}, random {found.srp_random:.2f}"),
-        (f"SCH({found.segment})", f"{rates} per layer"),
+        ("routing", f"{found.verdict}"),
+        (f"SRP({found.segment})", f"{found.srp:.2f}; of random routing {found.srp_random:.2f}"),
+        (f"SCH({found.segment})", f"slots per layer {rates}"),
     ]
     for name, recalls in judged.items():
         words = "; ".join(
@@ -184,13 +185,14 @@ def _table(results: list[Result], gaps: list[float | None]) -> Table:
 
     timed = any(r.figures.get("tokens_per_s") for r in results)
     predicted = any(r.misses is None for r in results)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style=style(DIM), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style=style(DIM), pad_edge=False)
     table.add_column("\npolicy", no_wrap=True)
     if predicted:
         table.add_column("\npredictor", no_wrap=True)
-    names = ["slots/\nlayer", "hit\nrate", "of\ngap"]
-    names += ["in\ntime", "\nlate", "\nwasted"] if predicted else []
-    names += ["\nstall", "\ntok/s", "\nbound"] if timed else []
+    names = ["slots/\nlayer", "hit\n%", "gap\n%"]
+    names += ["in time\n%", "late\n%", "wasted\n%"] if predicted else []
+    names += ["stall\n%", "\ntok/s"] if timed else []
+    names += ["at most\ntok/s"] if timed and not predicted else []
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for result, gap in zip(results, gaps, strict=True):
@@ -201,17 +203,15 @@ def _table(results: list[Result], gaps: list[float | None]) -> Table:
             wasted = f["wasted_bytes_per_token"] / moved if moved else None
             cells += [_percent(f.get("in_time")), _percent(f.get("late")), _percent(wasted)]
         if timed:
-            cells += [
-                _percent(f.get("stall_share")),
-                _number(f.get("tokens_per_s")),
-                _number(f.get("bound_tokens_per_s")),
-            ]
+            cells += [_percent(f.get("stall_share")), _number(f.get("tokens_per_s"))]
+        if timed and not predicted:
+            cells.append(_number(f.get("bound_tokens_per_s")))
         table.add_row(result.policy, *([result.predictor] if predicted else []), *cells)
     return table
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+    return "" if share is None else f"{100 * share:.{digits}f}"
 
 
 def _number(value: float | None) -> str:

@@ -44,7 +44,8 @@ def draw_recall(path: Path, reports: Sequence[LayerReport], title: str) -> None:
     for row, name in enumerate(_LABELS):
         for column, distance in enumerate(distances or [0]):
             _panel(axes[row][column], reports, distance, name)
-    axes[0][0].legend(fontsize=7.5, ncols=2, loc="lower right")
+    handles = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=8, ncols=5, loc="outside lower center")
     figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
 
 
@@ -58,9 +59,13 @@ def _panel(axis: Axes, reports: Sequence[LayerReport], distance: int, name: str)
     controls = [form for form in lines if form not in _COLOURS]
     colours = _COLOURS | dict(zip(controls, _CONTROL_COLOURS, strict=False))
     for form, points in lines.items():
-        points.sort()
+        # A form that was not tried for a layer has a gap there.
+        tried = dict(points)
+        points = [(layer, tried.get(layer, float("nan"))) for layer in range(min(tried), max(tried) + 1)]
         style = ":" if form in controls or form == "fresh-gate" else "-"
-        axis.plot(*zip(*points, strict=True), style, color=colours.get(form, "#bbbbbb"), linewidth=1.5, label=form)
+        axis.plot(
+            *zip(*points, strict=True), style, color=colours.get(form, "#bbbbbb"), marker=".", ms=4, lw=1.5, label=form
+        )
     axis.set_ylim(0, 1.03)
     axis.set_xlabel("layer", fontsize=9)
     axis.set_ylabel(_LABELS[name], fontsize=9)

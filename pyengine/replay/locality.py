@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +40,17 @@ class Locality:
 
     @property
     def verdict(self) -> str:
+        if math.isnan(self.srp):
+            return "too short a trace to say how cacheable the model is"
         return next((words for least, words in _VERDICTS if self.steadiness >= least), _LAST_VERDICT)
 
     def as_json(self) -> dict[str, Any]:
         return {
             "segment": self.segment,
-            "srp": self.srp,
+            "srp": None if math.isnan(self.srp) else self.srp,
             "srp_random": self.srp_random,
-            "srp_by_layer": list(self.srp_by_layer),
-            "steadiness": self.steadiness,
+            "srp_by_layer": None if math.isnan(self.srp) else list(self.srp_by_layer),
+            "steadiness": None if math.isnan(self.srp) else self.steadiness,
             "sch": [{"rho": rho, "slots_per_layer": slots, "hit_rate": rate} for rho, slots, rate in self.sch],
             "verdict": self.verdict,
         }

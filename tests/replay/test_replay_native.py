@@ -40,7 +40,7 @@ def info() -> ModelInfo:
 
 
 class Driven:
-    """The bundled model at one budget computes chunks of tokens with routing that is given; a policy advises after each.
+    """The bundled model at one budget computes chunks of tokens with given routing; a policy advises after each.
 
     Args:
         chunks: tokens of each computation.
