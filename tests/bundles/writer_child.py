@@ -33,7 +33,8 @@ def _main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if reports == after and what == "wait":
             print("waiting", flush=True)
-            time.sleep(120)
+            for _ in range(1200):  # a signal just before a long sleep would not cut it short
+                time.sleep(0.1)
 
     shown.byte_progress = progress
     records.BATCH_BYTES = 1

@@ -223,7 +223,14 @@ def test_the_real_probe_runs_any_layout(model_id: str, generated_model: ModelFac
 
 def test_the_probe_controls_what_is_missing() -> None:
     shape = read_shape(bundled_model())
-    llm = Llama(ram_budget=budget_of_one_token(shape), n_ctx=256, n_threads=1, n_threads_batch=1)
+    llm = Llama(
+        ram_budget=budget_of_one_token(shape),
+        policy="lru",
+        look_ahead="off",
+        n_ctx=256,
+        n_threads=1,
+        n_threads_batch=1,
+    )
     run = ControlledRun(llm, shape)
     run.prompt(16, 0)
     for missing in (0, 1, 4, 8, 0):
