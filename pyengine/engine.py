@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyengine.advice import foresight
+from pyengine.advice.auto import AutoPolicy
+from pyengine.advice.first_layer import FirstLayer
 from pyengine.advice.keeper import Keeper
 from pyengine.architectures import MANAGED
 from pyengine.budget import Budget, resolve
 from pyengine.bundles import use_bundle
 from pyengine.errors import UnmanagedModelError, UsageError
 from pyengine.native import ModelInfo, NativeEngine
-from pyengine.policies import DEFAULT_POLICY
 from pyengine.policies import check_wording as check_policy
 from pyengine.pressure import PressureWatch
 from pyengine.traces.routing_log import RoutingLog
@@ -59,6 +60,8 @@ class ExpertEngine:
         self._path = path
         self._policy, self._look_ahead = policy, look_ahead
         self._foresight = "off"
+        self._auto: AutoPolicy | None = None
+        self._first_layer: FirstLayer | None = None
         self._owner = os.getpid()
         self._wanted = ram_budget
         self._watch: PressureWatch | None = None
@@ -96,17 +99,39 @@ class ExpertEngine:
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
         self._advise()
-        self._watch = PressureWatch(wanted, self._info.least_budget, self._native.set_ram_budget)
+        self._watch = PressureWatch(wanted, self._info.least_budget, self._apply)
         self._watch.start()
 
     def _advise(self) -> None:
         """Policy and predictors, unless every expert has its slot: then there is nothing to choose."""
         if self._native.stats()["slots"] >= self._info.n_experts_total:
             return
-        self._policy = DEFAULT_POLICY if self._policy == "auto" else self._policy
-        if self._policy != "lru":  # the engine's own
+        if self._policy == "auto":
+            self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path)
+        elif self._policy != "lru":  # the engine's own
             Keeper(self._native, self._info, self.routing_log, self._policy)
         self._foresight = foresight.look_ahead(self._native, self._info, self._path, self._look_ahead)
+        if self._look_ahead != "off":
+            profile = None if self._auto is None else self._auto.profile
+            known = None if profile is None else profile.first_layer
+            self._first_layer = FirstLayer(self._native, self._info, self.routing_log, known)
+            if self._auto is not None:
+                self._auto.first_layer = self._first_layer
+
+    def foresee(self, tokens: Sequence[int]) -> None:
+        """These token ids are computed next, together: what their first layer may need is fetched."""
+        if self._first_layer is not None:
+            self._first_layer.before(tokens)
+
+    @property
+    def foresight(self) -> str:
+        """What experts are guessed with: "learned", "fate" or "off"."""
+        return self._foresight
+
+    @property
+    def policy(self) -> str:
+        """The cache policy in use; of "auto", what it has chosen."""
+        return self._policy if self._auto is None else self._auto.policy
 
     def set_ram_budget(self, ram_budget: Budget) -> None:
         """Change the budget while the model runs. Raises BudgetError."""
@@ -117,6 +142,13 @@ class ExpertEngine:
             self._native.set_ram_budget(wanted)
         else:
             self._watch.set_wanted(wanted)
+
+    def _apply(self, budget: int) -> None:
+        """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold."""
+        grows = budget > self._native.stats()["budget_bytes"]
+        self._native.set_ram_budget(budget)
+        if grows and self._auto is not None:
+            self._auto.refill()
 
     def _resolve(self, ram_budget: Budget) -> int:
         from pyengine.budget import available_memory
@@ -201,6 +233,9 @@ class ExpertEngine:
         if self._watch is not None and os.getpid() == self._owner:
             self._watch.stop()
         self._watch = None
+        if self._auto is not None:
+            self._auto.close()
+        self._auto = None
         self._native.close()
 
 

@@ -194,6 +194,7 @@ class Llama(llama_cpp.Llama):
             engine.check_process()
             with user.computing():
                 try:
+                    engine.foresee(batch.batch.token[: batch.batch.n_tokens] if batch.batch.token else ())
                     with errors_said():  # the reason follows as an exception
                         result = compute(batch)
                     engine.say_notice()

@@ -40,6 +40,20 @@ _ERRORS: dict[int, type[PyengineError]] = {
 EVENT = np.dtype([("step", "<u4"), ("layer", "<u2"), ("expert", "<u2"), ("kind", "<u2"), ("tokens", "<u2")])
 
 
+#: pye_span, see the header: times in nanoseconds since set_timeline(True); `kind` is SPAN_KINDS' place.
+SPAN = np.dtype(
+    [
+        ("begin_ns", "<u8"),
+        ("end_ns", "<u8"),
+        ("kind", "<u2"),
+        ("layer", "<u2"),
+        ("expert", "<u2"),
+        ("flags", "<u2"),
+    ]
+)
+SPAN_KINDS = ("compute", "stall", "demand", "prefetch", "predict", "ffn")
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What the file says about its experts; sizes in bytes. See pye_info."""
@@ -208,9 +222,20 @@ class NativeEngine:
                     setattr(to, name, alive[-1])
         _check(lib.pye_set_predictors(self._open(), raw, len(predictors)))
 
-    def set_prefetch_rules(self, *, least_chance: float = LEAST_CHANCE, replay_recall: float = -1.0) -> None:
-        """What is prefetched, see pye_prefetch_rules."""
-        rules = ffi.new("pye_prefetch_rules *", {"least_chance": least_chance, "replay_recall": replay_recall})
+    def set_prefetch_rules(
+        self,
+        *,
+        least_chance: float = LEAST_CHANCE,
+        replay_recall: float = -1.0,
+        replay_distance: int = 1,
+        preempt: bool = True,
+        reorder: bool = True,
+    ) -> None:
+        """What is prefetched and how, see pye_prefetch_rules."""
+        rules = ffi.new("pye_prefetch_rules *")
+        rules.least_chance, rules.replay_recall = least_chance, replay_recall
+        rules.replay_distance = replay_distance
+        rules.preempt, rules.reorder = preempt, reorder
         _check(lib.pye_set_prefetch_rules(self._open(), rules))
 
     def expect(self, layer: int, experts: Sequence[int], *, keep: bool) -> None:
@@ -225,26 +250,19 @@ class NativeEngine:
     def take_recording(
         self, n_token: int, info: ModelInfo, *, inputs: bool
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-        """The oldest whole tokens that were recorded, up to `n_token`.
+        """The oldest tokens that were recorded, up to `n_token`; zero in layers that the model does not compute.
 
         Returns:
             ids uint16 [n, n_layer, n_expert_used], weights float16 likewise, gate inputs float16 [n, n_layer, n_embd]
             (n_embd is 0 unless `inputs`).
         """
-        rows = n_token * info.n_layer
-        ids = np.zeros((rows, info.n_expert_used), np.uint16)
-        weights = np.zeros((rows, info.n_expert_used), np.float16)
-        seen = np.zeros((rows, info.n_embd if inputs else 0), np.float16)
+        ids = np.zeros((n_token, info.n_layer, info.n_expert_used), np.uint16)
+        weights = np.zeros(ids.shape, np.float16)
+        seen = np.zeros((n_token, info.n_layer, info.n_embd if inputs else 0), np.float16)
         pointers = [ffi.from_buffer("uint16_t[]", array, require_writable=True) for array in (ids, weights)]
         pointers.append(ffi.from_buffer("uint16_t[]", seen, require_writable=True) if inputs else ffi.NULL)
-        n = lib.pye_take_recording(self._open(), *pointers, rows) // info.n_layer
-        shape = (n, info.n_layer, info.n_expert_used)
-        n_row = n * info.n_layer
-        return (
-            ids[:n_row].reshape(shape),
-            weights[:n_row].reshape(shape),
-            seen[:n_row].reshape(n, info.n_layer, seen.shape[1]),
-        )
+        n = lib.pye_take_recording(self._open(), *pointers, n_token)
+        return ids[:n], weights[:n], seen[:n]
 
     def stats(self) -> dict[str, int]:
         """Counters since start(), see pye_stats."""
@@ -257,6 +275,18 @@ class NativeEngine:
         out = np.zeros(capacity, EVENT)
         n = lib.pye_events(self._open(), ffi.cast("pye_event *", ffi.from_buffer(out, require_writable=True)), capacity)
         return out[:n]
+
+    def set_timeline(self, on: bool) -> None:
+        """Note from now on when what happens; forgets what was noted before."""
+        _check(lib.pye_set_timeline(self._open(), on))
+
+    def take_timeline(self) -> npt.NDArray[np.void]:
+        """Take what was noted, structured array of dtype SPAN, see pye_span."""
+        out = np.zeros(1 << 16, SPAN)
+        n = lib.pye_take_timeline(
+            self._open(), ffi.cast("pye_span *", ffi.from_buffer(out, require_writable=True)), len(out)
+        )
+        return out[:n].copy()
 
     def take_failure(self) -> Exception | None:
         """The reason why computing has failed since the last call, as the exception to raise, or None."""

@@ -18,7 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder() -> Iterator[None]:
     """A cache folder of the tests' own: what a user keeps about models (bundles, traces, measurements) must change no
-    result. What builds have fetched stays in reach."""
+    result. What builds have fetched stays in reach. And what one test leaves about the bundled model must not warm the
+    next one's start: where profiles would be kept there is a file."""
     before = os.environ.get("XDG_CACHE_HOME")
     theirs = Path(before or Path.home() / ".cache") / "pyengine"
     ours = Path(tempfile.mkdtemp(prefix="pyengine-tests-"))
@@ -26,6 +27,7 @@ def cache_folder() -> Iterator[None]:
     for name in ("headers", "model-sources", "wheels"):
         (theirs / name).mkdir(parents=True, exist_ok=True)
         (ours / "pyengine" / name).symlink_to(theirs / name)
+    (ours / "pyengine" / "profiles").touch()
     os.environ["XDG_CACHE_HOME"] = str(ours)
     yield
     if before is None:

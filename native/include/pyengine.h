@@ -90,8 +90,8 @@ typedef struct {
     uint64_t bytes_read; /* bytes asked of the disk, alignment included */
     uint64_t reads;      /* read operations */
     uint64_t read_errors;
-    uint64_t steps_layers;   /* expert FFNs computed */
-    uint64_t passes;         /* kernel passes; equals steps_layers while nothing is missing */
+    uint64_t steps_layers;      /* expert FFNs computed */
+    uint64_t passes;            /* kernel passes; equals steps_layers while nothing is missing */
     uint64_t prefetches;        /* begun */
     uint64_t prefetch_hits;     /* of the hits: accesses for which a prefetch was in time, its first use */
     uint64_t prefetches_late;   /* of the misses: their prefetch was under way */
@@ -193,10 +193,32 @@ typedef struct {
 
 /* What is prefetched. */
 typedef struct {
-    float least_chance;  /* a guess is prefetched if guesses of its rank came true at least so often of late, 0..1 */
-    float replay_recall; /* while ids are replayed: with this probability the next layer's experts are guessed right, in the
-                            predictors' place; below 0: no guesses */
+    float least_chance; /* a guess is prefetched if guesses of its rank came true at least so often of late, 0..1 */
+    /* While ids are replayed: with this probability a later layer's experts are guessed right, in the predictors' place;
+     * below 0: no guesses. */
+    float   replay_recall;
+    int32_t replay_distance; /* so many layers ahead, at least 1 */
+    int32_t preempt; /* 0, for ablations: reads in one queue, in order and whole; wrong prefetches are not given up */
+    int32_t reorder; /* 0, for ablations: no expert of a layer computes before all of them have come */
 } pye_prefetch_rules;
+
+/* A stretch of time, for pictures. */
+enum {
+    PYE_SPAN_COMPUTE  = 0, /* the kernels of one pass */
+    PYE_SPAN_STALL    = 1, /* the kernels wait for loads */
+    PYE_SPAN_DEMAND   = 2, /* a load that somebody waits for, from its first read to its end */
+    PYE_SPAN_PREFETCH = 3, /* a load that nobody waits for */
+    PYE_SPAN_PREDICT  = 4,
+    PYE_SPAN_FFN      = 5 /* a layer's experts, from the router's ids to the output; its passes and waiting lie in it */
+};
+typedef struct {
+    uint64_t begin_ns; /* since pye_set_timeline() */
+    uint64_t end_ns;
+    uint16_t kind;   /* PYE_SPAN_* */
+    uint16_t layer;  /* index among layers that have experts */
+    uint16_t expert; /* of a load; else 0xffff */
+    uint16_t flags;  /* of a load: 1: given up or failed; 2: a prefetch for which somebody came to wait */
+} pye_span;
 
 /* A predictor of one layer's experts from the gate input x [n_in] of an earlier one: scores = w2 h + b2, where h is x, or
  * with n_hidden > 0 relu(w1 x + b1). Row-major: w1 [n_hidden][n_in], w2 [n_expert][n_hidden or n_in]. */
@@ -211,7 +233,8 @@ typedef struct {
     const float * b1;
     const float * w2;
     const float * b2;
-    const float * chances; /* [n_expert]: how often the expert of this rank is needed if it is absent; NULL if never measured */
+    const float *
+        chances; /* [n_expert]: how often the expert of this rank is needed if it is absent; NULL if never measured */
 } pye_predictor;
 
 /* The sentence that belongs to this thread's last failed call. Never NULL. */
@@ -271,17 +294,24 @@ PYE_API int32_t pye_set_predictors(pye_engine * engine, const pye_predictor * pr
 
 PYE_API int32_t pye_set_prefetch_rules(pye_engine * engine, const pye_prefetch_rules * rules);
 
-/* Prefetch experts of a layer that somebody expects, likeliest first: in the layer's next step, in the place of experts that
- * nobody expects; or with `keep` at some time, as far as there are empty slots. */
+/* Prefetch experts of a layer that somebody expects, likeliest first: in the layer's next step, under the rules that hold for
+ * guesses of predictors; or with `keep` at some time, as far as there are empty slots. */
 PYE_API int32_t pye_expect(pye_engine * engine, uint32_t layer, const uint32_t * experts, size_t n, int32_t keep);
 
-/* Record what routers see and choose, for tokens computed one at a time: a row for each layer, in order. */
+/* Record what routers see and choose, for tokens computed one at a time. */
 PYE_API int32_t pye_set_recording(pye_engine * engine, int32_t ids, int32_t inputs);
 
-/* Take up to `capacity` oldest rows; returns how many. ids [row][n_expert_used], most probable first where the router sorts them;
- * weights (their routing weights, 0 if unknown) likewise and inputs [row][n_embd] as IEEE half floats. Any may be NULL. */
+/* Take up to `capacity` oldest tokens, none while one is being computed; returns how many. ids [token][n_layer][n_expert_used],
+ * most probable first where the router sorts them; weights (their routing weights, 0 if unknown) likewise and inputs
+ * [token][n_layer][n_embd] as IEEE half floats. Any may be NULL. Zero in layers that the model did not compute. */
 PYE_API size_t pye_take_recording(pye_engine * engine, uint16_t * ids, uint16_t * weights, uint16_t * inputs,
                                   size_t capacity);
+
+/* Note when what happens, the last 65,536 stretches. Turning it on forgets earlier ones. */
+PYE_API int32_t pye_set_timeline(pye_engine * engine, int32_t on);
+
+/* Take up to `capacity` oldest; returns how many. In order of their ends as far as they are of one thread. */
+PYE_API size_t pye_take_timeline(pye_engine * engine, pye_span * out, size_t capacity);
 
 PYE_API int32_t pye_get_stats(const pye_engine * engine, pye_stats * out);
 

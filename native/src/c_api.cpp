@@ -151,6 +151,16 @@ size_t pye_take_recording(pye_engine * e, uint16_t * ids, uint16_t * weights, ui
     return n;
 }
 
+int32_t pye_set_timeline(pye_engine * e, int32_t on) {
+    return guarded([&] { e->engine->set_timeline(on != 0); });
+}
+
+size_t pye_take_timeline(pye_engine * e, pye_span * out, size_t capacity) {
+    size_t n = 0;
+    (void)guarded([&] { n = e->engine->take_timeline(out, capacity); }); // none in a forked child
+    return n;
+}
+
 int32_t pye_get_stats(const pye_engine * e, pye_stats * out) {
     return guarded([&] { *out = e->engine->stats(); });
 }

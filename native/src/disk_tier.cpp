@@ -98,7 +98,11 @@ DiskTier::~DiskTier() {
 
 void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgency, const Whole & whole) {
     const auto n    = static_cast<uint32_t>(pieces.size());
-    auto       load = std::make_unique<Load>(Load{tag, std::move(pieces), whole, n, false, false, {}});
+    auto       load = std::make_unique<Load>();
+    load->tag       = tag;
+    load->pieces    = std::move(pieces);
+    load->whole     = whole;
+    load->left      = n;
     {
         std::lock_guard<std::mutex> lock(mutex_);
         if (inject_n_ > 0 && urgency == Urgency::Demand) {
@@ -173,7 +177,9 @@ uint32_t DiskTier::unread(uint64_t tag) {
 
 // Under the lock; every piece has been read or dropped.
 void DiskTier::land(Load * load) {
-    landed_.push_back({load->tag, load->why.empty() && !load->cancelled, load->cancelled, load->why});
+    const auto now = std::chrono::steady_clock::now();
+    landed_.push_back({load->tag, load->why.empty() && !load->cancelled, load->cancelled, load->why,
+                       load->begun ? load->begun_at : now, now});
     loads_.erase(load->tag);
     delete load;
     if (loads_.empty()) {
@@ -212,6 +218,10 @@ void DiskTier::run() {
             return;
         }
         const bool prefetching = task.urgency == Urgency::Prefetch;
+        if (!task.load->begun) {
+            task.load->begun    = true;
+            task.load->begun_at = std::chrono::steady_clock::now();
+        }
         n_prefetching_ += prefetching;
         lock.unlock();
         one(task, buffer);

@@ -63,6 +63,8 @@ class DiskTier {
         bool        ok        = false;
         bool        cancelled = false; // not all of it was read, because nobody wanted it any more
         std::string why;               // of a failure
+        // From its first read to its end.
+        std::chrono::steady_clock::time_point begun, ended;
     };
 
     struct Counters {
@@ -99,13 +101,15 @@ class DiskTier {
 
   private:
     struct Load {
-        uint64_t          tag;
-        std::vector<Read> pieces;
-        Whole             whole;
-        uint32_t          left; // pieces
-        bool              poisoned  = false;
-        bool              cancelled = false;
-        std::string       why;
+        uint64_t                              tag = 0;
+        std::vector<Read>                     pieces;
+        Whole                                 whole;
+        uint32_t                              left      = 0; // pieces
+        bool                                  poisoned  = false;
+        bool                                  cancelled = false;
+        std::string                           why;
+        bool                                  begun = false;
+        std::chrono::steady_clock::time_point begun_at;
     };
     struct Task {
         Load *   load;

@@ -76,7 +76,7 @@ void Engine::start(uint64_t budget) {
     for (const Class & c : classes_) {
         stores.push_back(c.store.get());
     }
-    prefetcher_ = std::make_unique<Prefetcher>(index_, std::move(stores), *source_, events_, stats_);
+    prefetcher_ = std::make_unique<Prefetcher>(index_, std::move(stores), *source_, events_, timeline_, stats_);
     packers_    = {};
     files_.clear();
 }
@@ -336,12 +336,22 @@ void Engine::expect(uint32_t layer, const uint32_t * experts, size_t n, bool kee
 
 void Engine::set_recording(bool ids, bool inputs) {
     const auto lock = locked();
-    recording_.set(ids, inputs, index_.n_expert_used, index_.n_in());
+    recording_.set(ids, inputs, index_.layers.size(), index_.n_expert_used, index_.n_in());
 }
 
 size_t Engine::take_recording(uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity) {
     const auto lock = locked();
     return recording_.take(ids, weights, inputs, capacity);
+}
+
+void Engine::set_timeline(bool on) {
+    const auto lock = locked();
+    timeline_.set(on);
+}
+
+size_t Engine::take_timeline(pye_span * out, size_t capacity) {
+    const auto lock = locked();
+    return timeline_.take(out, capacity);
 }
 
 std::vector<uint8_t> Engine::tables(bool raw) const {

@@ -12,6 +12,7 @@
 #include "replay.h"
 #include "slot_arena.h"
 #include "slot_store.h"
+#include "timeline.h"
 
 #include "ggml-backend-impl.h"
 
@@ -41,6 +42,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void   expect(uint32_t layer, const uint32_t * experts, size_t n, bool keep);
     void   set_recording(bool ids, bool inputs);
     size_t take_recording(uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity);
+    void   set_timeline(bool on);
+    size_t take_timeline(pye_span * out, size_t capacity);
     size_t events(pye_event * out, size_t capacity);
 
     pye_info            info() const;
@@ -92,6 +95,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     EventRing                     events_;
     Replay                        replay_;
     Recording                     recording_;
+    Timeline                      timeline_;
     pye_stats                     stats_  = {};
     bool                          closed_ = false;
     int64_t                       owner_  = 0; // process that opened us

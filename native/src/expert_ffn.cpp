@@ -134,7 +134,9 @@ void ExpertFfn::read_ids(const ggml_tensor * ids) {
 
 // The chain's experts become resident and compute; then the plain nodes behind it, up to `end`.
 void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) {
+    const auto     start    = std::chrono::steady_clock::now();
     const uint32_t n_expert = chain.layer().n_expert;
+    layer_                  = chain.binding->layer;
     read_ids(chain.ids);
     engine_->replay_.apply(chain.binding->layer, &ids_);
     pairs_.assign(n_expert, 0);
@@ -157,9 +159,7 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
         end = sum.begin;
     }
     LayerStep step(*engine_, chain.binding->layer, wanted_);
-    if (chain.n_tokens() == 1) {
-        look_ahead(chain, summing ? sum.weights : nullptr);
-    }
+    look_ahead(chain, summing ? sum.weights : nullptr);
     if (!step.all_resident() || !run_resident(graph, chain, end, step)) {
         run_passes(graph, chain, end, step);
     }
@@ -167,21 +167,30 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
         pye::compute(sum);
     }
     ++engine_->stats_.steps_layers;
+    engine_->timeline_.until_now(PYE_SPAN_FFN, layer_, start);
 }
 
 // From what this layer's router saw: what later layers may need, and a row of the trace.
 void ExpertFfn::look_ahead(const FfnChain & chain, const ggml_tensor * weights) {
-    const uint32_t layer = chain.binding->layer;
-    const auto *   x     = static_cast<const float *>(chain.inputs[0]->data);
-    if (engine_->recording_.on()) {
-        engine_->recording_.add(ids_.data(), weights != nullptr ? static_cast<const float *>(weights->data) : nullptr,
-                                x);
+    const uint32_t      layer = chain.binding->layer;
+    const ggml_tensor * x     = chain.inputs[0];
+    gate_inputs_.clear();
+    for (int64_t t = 0; t < chain.n_tokens(); ++t) {
+        gate_inputs_.push_back(
+            reinterpret_cast<const float *>(static_cast<const char *>(x->data) + static_cast<size_t>(t) * x->nb[2]));
+    }
+    const bool alone = chain.n_tokens() == 1;
+    if (!alone) {
+        engine_->recording_.several();
+    } else if (engine_->recording_.on()) {
+        engine_->recording_.add(layer, ids_.data(),
+                                weights != nullptr ? static_cast<const float *>(weights->data) : nullptr,
+                                gate_inputs_[0]);
     }
     if (!engine_->replay_.active()) {
-        engine_->prefetcher_->predict(layer, x, nullptr);
-    } else if (layer + 1 < engine_->index_.layers.size()) {
-        const std::vector<int32_t> next = engine_->replay_.next(layer + 1);
-        engine_->prefetcher_->predict(layer, x, &next);
+        engine_->prefetcher_->predict(layer, gate_inputs_);
+    } else if (alone) {
+        engine_->prefetcher_->predict_replayed(layer, engine_->replay_);
     }
 }
 
@@ -448,6 +457,7 @@ void ExpertFfn::run(ggml_cgraph * graph) {
     const auto        start  = std::chrono::steady_clock::now();
     const ggml_status status = ggml_backend_graph_compute(cpu_, graph);
     engine_->stats_.compute_ns += nanoseconds_since(start);
+    engine_->timeline_.until_now(PYE_SPAN_COMPUTE, layer_, start);
     if (status == GGML_STATUS_ABORTED) {
         throw Aborted{};
     }

@@ -43,6 +43,8 @@ class ExpertFfn {
     void *              abort_data_ = nullptr;
     Engine *            engine_     = nullptr; // of the graph being computed; its lock is held
 
+    uint32_t layer_ = 0; // of the chain being computed
+
     // Reused from call to call, so that a step allocates nothing.
     std::vector<char>                                  arena_;   // ggml structs
     std::vector<char>                                  scratch_; // activations of a pass
@@ -51,6 +53,7 @@ class ExpertFfn {
     std::vector<int32_t>                               slots_;   // same shape, slot ids
     std::vector<uint32_t>                              pairs_;   // by expert
     std::vector<Wanted>                                wanted_;
+    std::vector<const float *>                         gate_inputs_; // [n_tokens], what the router read
     std::vector<FfnChain>                              chains_;
     std::vector<std::pair<ggml_tensor *, ggml_tensor>> saved_; // nodes as they were before run_resident
 };

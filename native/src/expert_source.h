@@ -21,6 +21,8 @@ class ExpertSource {
     ExpertSource(const ExpertIndex & index, std::vector<platform::File> model_files, std::unique_ptr<Bundle> bundle,
                  Arena arena);
 
+    // Whether demand loads go before prefetches, which are read in small pieces for their sake. Off in ablations.
+    void set_preemption(bool on) { preempt_ = on; }
     // Begin to fill a slot; the load's tag carries slot and shape class.
     void            load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Urgency urgency = Urgency::Demand);
     static uint32_t slot_of(const DiskTier::Landed & landed) { return static_cast<uint32_t>(landed.tag); }
@@ -29,6 +31,9 @@ class ExpertSource {
     void     promote(uint32_t layer, uint32_t slot);
     void     cancel(uint32_t layer, uint32_t slot);
     uint32_t unread(uint32_t layer, uint32_t slot);
+    // A load of the expert has landed in good order: its record is sound, and later reads of it are not checked again, which
+    // would take a core from the kernels.
+    void sound(uint32_t layer, uint32_t expert) { sound_[layer][expert] = 1; }
     // After a load has failed: true if there was another source and the load has begun again.
     bool load_again(uint32_t layer, uint32_t expert, uint32_t slot);
 
@@ -44,6 +49,9 @@ class ExpertSource {
     uint32_t                  bundle_file_;
     Arena                     arena_;
     std::unique_ptr<DiskTier> disk_;
+    bool                      preempt_ = true;
+    // By layer and expert: its record has been read and found whole.
+    std::vector<std::vector<uint8_t>> sound_;
 };
 
 } // namespace pye

@@ -34,6 +34,7 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> 
             event(number_, w.expert, PYE_EVENT_MISS, w.pairs);
             if (prefetcher.adopt(layer, w.expert)) {
                 ++n_loading_;
+                adopted_.push_back(w.expert);
             } else {
                 missing.push_back(w);
             }
@@ -112,11 +113,16 @@ void LayerStep::take(const DiskTier::Landed & landed) {
     if (engine_.prefetcher_->landed(landed)) {
         return;
     }
-    const uint32_t slot   = ExpertSource::slot_of(landed);
-    const uint32_t expert = store_.expert_in(slot) - layer_.first;
+    const uint32_t slot    = ExpertSource::slot_of(landed);
+    const uint32_t expert  = store_.expert_in(slot) - layer_.first;
+    const bool     adopted = std::find(adopted_.begin(), adopted_.end(), expert) != adopted_.end();
     --n_loading_;
+    engine_.timeline_.add(PYE_SPAN_DEMAND, number_, expert, landed.begun, landed.ended,
+                          static_cast<uint16_t>((landed.ok ? Timeline::None : Timeline::GivenUp) |
+                                                (adopted ? Timeline::Adopted : Timeline::None)));
     if (landed.ok) {
         store_.landed(slot);
+        engine_.source_->sound(number_, expert);
         ready_.push_back(expert);
     } else if (engine_.source_->load_again(number_, expert, slot)) {
         ++n_loading_;
@@ -134,11 +140,16 @@ std::vector<uint32_t> LayerStep::next() {
         take(landed);
     }
     begin_loads();
-    while (ready_.empty() && failure_.empty() &&
-           (n_loading_ > 0 || (!waiting_.empty() && engine_.prefetcher_->under_way()))) {
+    const bool all       = engine_.prefetcher_->rules().reorder == 0;
+    const auto must_wait = [&] {
+        return ready_.empty() ? n_loading_ > 0 || (!waiting_.empty() && engine_.prefetcher_->under_way())
+                              : all && n_loading_ > 0;
+    };
+    while (failure_.empty() && must_wait()) {
         const auto start = std::chrono::steady_clock::now();
         take(engine_.source_->disk().load_wait());
         engine_.stats_.stall_ns += nanoseconds_since(start);
+        engine_.timeline_.until_now(PYE_SPAN_STALL, number_, start);
         begin_loads();
     }
     if (!failure_.empty()) {

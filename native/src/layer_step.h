@@ -50,6 +50,7 @@ class LayerStep {
     std::vector<uint32_t> ready_;   // resident and pinned, not handed out yet
     std::vector<uint32_t> out_;     // handed out
     std::vector<uint32_t> waiting_; // no slot yet, or that of a prefetch that was given up; most pairs last
+    std::vector<uint32_t> adopted_; // prefetched, and waited for
     uint32_t              n_loading_ = 0;
     std::string           failure_;
 };

@@ -15,6 +15,11 @@ constexpr float kPrior       = 8.0f;  // guesses' worth of belief before there a
 constexpr float kPriorChance = 0.5f;
 constexpr float kMostRoom    = 16.0f;
 
+constexpr uint32_t kTrial     = 64; // times asked before a predictor may be passed over
+constexpr uint32_t kMemory    = 64; // times asked that count for its worth
+constexpr uint32_t kSkipped   = 16; // one that is passed over is asked once in so many times
+constexpr size_t   kMostAsked = 8;  // tokens of a prompt that a predictor looks at
+
 } // namespace
 
 float Prefetcher::Record::chance(uint32_t rank) const {
@@ -34,26 +39,38 @@ void Prefetcher::Record::add(uint32_t rank, bool was_right) {
 }
 
 Prefetcher::Prefetcher(const ExpertIndex & index, std::vector<SlotStore *> stores, ExpertSource & source,
-                       EventRing & events, pye_stats & stats)
-    : index_(index), stores_(std::move(stores)), source_(source), events_(events), stats_(stats), rules_(), records_(1),
-      pending_(1) {
+                       EventRing & events, Timeline & timeline, pye_stats & stats)
+    : index_(index), stores_(std::move(stores)), source_(source), events_(events), timeline_(timeline), stats_(stats),
+      rules_(), told_(index.layers.size()), replayed_(index.layers.size()), begun_(index.layers.size(), 0) {
     rules_.least_chance  = 0.4f;
     rules_.replay_recall = -1.0f;
+    rules_.preempt = rules_.reorder = rules_.replay_distance = 1;
     for (const ShapeClass & c : index_.classes) {
         unused_.emplace_back(c.n_expert, 0);
+    }
+    for (uint32_t layer = 0; layer < told_.size(); ++layer) {
+        told_[layer].target = replayed_[layer].target = layer;
     }
 }
 
 void Prefetcher::set_predictors(std::vector<Predictor> predictors) {
-    predictors_ = std::move(predictors);
-    records_.assign(predictors_.size() + 1, {});
-    for (size_t p = 0; p < predictors_.size(); ++p) {
-        records_[p].prior = predictors_[p].chances;
+    std::stable_sort(predictors.begin(), predictors.end(), [](const Predictor & a, const Predictor & b) {
+        return a.source != b.source ? a.source < b.source : a.target < b.target;
+    });
+    seers_.clear();
+    for (Predictor & p : predictors) {
+        Seer seer;
+        seer.one.target = seer.many.target = p.target;
+        seer.one.record.prior              = p.chances;
+        seer.predictor                     = std::move(p);
+        seers_.push_back(std::move(seer));
     }
-    pending_.assign(predictors_.size() + 1, {});
 }
 
-void Prefetcher::set_rules(const pye_prefetch_rules & rules) { rules_ = rules; }
+void Prefetcher::set_rules(const pye_prefetch_rules & rules) {
+    rules_ = rules;
+    source_.set_preemption(rules.preempt != 0);
+}
 
 void Prefetcher::settle() {
     DiskTier::Landed one;
@@ -70,9 +87,12 @@ bool Prefetcher::landed(const DiskTier::Landed & landed) {
         return false;
     }
     SlotStore & store = *stores_[shape_class];
+    timeline_.add(PYE_SPAN_PREFETCH, load->layer, load->expert, landed.begun, landed.ended,
+                  landed.ok ? Timeline::None : Timeline::GivenUp);
     if (landed.ok) {
         store.landed(slot);
         store.unpin(slot);
+        source_.sound(load->layer, load->expert);
         unused_[shape_class][slot] = 1;
     } else {
         store.failed(slot);
@@ -83,45 +103,52 @@ bool Prefetcher::landed(const DiskTier::Landed & landed) {
 }
 
 void Prefetcher::spoken(uint32_t layer, const std::vector<Wanted> & wanted) {
-    judge(layer, wanted);
-    uint32_t n_begun = 0, n_unread = 0;
+    for (Seer & seer : seers_) {
+        judge(seer.one, layer, wanted);
+        judge(seer.many, layer, wanted);
+    }
+    judge(told_[layer], layer, wanted);
+    judge(replayed_[layer], layer, wanted);
+    uint32_t n_unread = 0;
     for (Load & load : loads_) {
-        const bool is_wanted = load.layer == layer && std::any_of(wanted.begin(), wanted.end(), [&](const Wanted & w) {
-                                   return w.expert == load.expert;
-                               });
-        if (load.layer == layer && !load.keep) {
-            ++n_begun;
-            n_unread += source_.unread(load.layer, load.slot) > 0;
+        if (load.layer != layer || load.keep) {
+            continue;
         }
-        if (load.layer == layer && !is_wanted && !load.keep) {
+        n_unread += source_.unread(load.layer, load.slot) > 0;
+        const bool is_wanted =
+            std::any_of(wanted.begin(), wanted.end(), [&load](const Wanted & w) { return w.expert == load.expert; });
+        if (!is_wanted && rules_.preempt != 0) {
             give_up(load);
         }
     }
     // Fate caps by measured overlap; here the overlap is found by trying: a little more while all arrive, less when not.
     if (n_unread > 0) {
         room_ = std::max(1.0f, 0.9f * room_);
-    } else if (n_begun > 0 && static_cast<float>(n_begun) + 1.0f > room_) {
+    } else if (begun_[layer] > 0 && static_cast<float>(begun_[layer]) + 1.0f > room_) {
         room_ = std::min(kMostRoom, room_ + 0.25f);
     }
+    begun_[layer] = 0;
     store_of(layer).forget_expected(index_.layers[layer].first, index_.layers[layer].n_expert);
 }
 
 // What became of the guesses about a layer.
-void Prefetcher::judge(uint32_t layer, const std::vector<Wanted> & wanted) {
-    for (size_t p = 0; p < pending_.size(); ++p) {
-        const bool about = p < predictors_.size() ? predictors_[p].target == layer : replayed_for_ == layer;
-        if (!about) {
-            continue;
-        }
-        for (const Guess & g : pending_[p]) {
-            const bool right =
-                std::any_of(wanted.begin(), wanted.end(), [&](const Wanted & w) { return w.expert == g.expert; });
-            records_[p].add(g.rank, right);
-            ++stats_.guesses;
-            stats_.guesses_right += right;
-        }
-        pending_[p].clear();
+void Prefetcher::judge(Guesser & guesser, uint32_t layer, const std::vector<Wanted> & wanted) {
+    if (guesser.target != layer || !guesser.asked) {
+        return;
     }
+    uint32_t n_right = 0;
+    for (const Guess & g : guesser.pending) {
+        const bool right =
+            std::any_of(wanted.begin(), wanted.end(), [&g](const Wanted & w) { return w.expert == g.expert; });
+        guesser.record.add(g.rank, right);
+        n_right += right;
+    }
+    stats_.guesses += guesser.pending.size();
+    stats_.guesses_right += n_right;
+    guesser.worth +=
+        (static_cast<float>(n_right) - guesser.worth) / static_cast<float>(std::min(++guesser.n_asked, kMemory));
+    guesser.asked = false;
+    guesser.pending.clear();
 }
 
 void Prefetcher::used(uint32_t layer, uint32_t expert) {
@@ -142,30 +169,79 @@ bool Prefetcher::adopt(uint32_t layer, uint32_t expert) {
     if (load == loads_.end() || load->given_up) {
         return false;
     }
-    source_.promote(layer, load->slot);
+    if (rules_.preempt != 0) {
+        source_.promote(layer, load->slot);
+    }
     loads_.erase(load);
     ++stats_.prefetches_late;
     return true;
 }
 
-void Prefetcher::predict(uint32_t layer, const float * x, const std::vector<int32_t> * next) {
-    if (predictors_.empty() && next == nullptr) {
+void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inputs) {
+    if (seers_.empty() || inputs.empty()) {
         return;
     }
     const auto start = std::chrono::steady_clock::now();
-    if (next != nullptr) {
-        if (rules_.replay_recall >= 0.0f && layer + 1 < index_.layers.size()) {
-            guess(layer + 1, replayed(layer + 1, *next), records_.back(), pending_.back());
-            replayed_for_ = layer + 1;
+    const auto in    = [&](Seer & seer) -> Guesser & { return inputs.size() == 1 ? seer.one : seer.many; };
+    for (size_t first = 0, end; first < seers_.size(); first = end) {
+        const Predictor & p = seers_[first].predictor;
+        const auto        next =
+            std::find_if(seers_.begin() + static_cast<std::ptrdiff_t>(first), seers_.end(), [&p](const Seer & s) {
+                return s.predictor.source != p.source || s.predictor.target != p.target;
+            });
+        end = static_cast<size_t>(next - seers_.begin());
+        if (p.source != layer) {
+            continue;
         }
-    } else {
-        for (size_t p = 0; p < predictors_.size(); ++p) {
-            if (predictors_[p].source == layer) {
-                guess(predictors_[p].target, predictors_[p].guess(x), records_[p], pending_[p]);
+        size_t best = first;
+        for (size_t i = first; i < end; ++i) {
+            best = in(seers_[i]).worth > in(seers_[best]).worth ? i : best;
+        }
+        for (size_t i = first; i < end; ++i) {
+            Guesser &  guesser = in(seers_[i]);
+            const bool new_one = guesser.n_asked < kTrial;
+            if (!new_one && (i != best || guesser.idle) && ++guesser.n_skipped % kSkipped != 0) {
+                continue;
             }
+            guess(guesser, votes(seers_[i].predictor, inputs), i == best);
         }
     }
     stats_.predict_ns += nanoseconds_since(start);
+    timeline_.until_now(PYE_SPAN_PREDICT, layer, start);
+}
+
+void Prefetcher::predict_replayed(uint32_t layer, const Replay & replay) {
+    if (rules_.replay_recall < 0.0f) {
+        return;
+    }
+    const auto start    = std::chrono::steady_clock::now();
+    const auto distance = static_cast<uint32_t>(std::max(1, rules_.replay_distance));
+    // The first layer has nobody before it, so it also guesses what lies between.
+    for (uint32_t target = layer == 0 ? 1 : layer + distance; target <= layer + distance; ++target) {
+        if (target < replayed_.size()) {
+            guess(replayed_[target], replayed(target, replay.next(target)), true);
+        }
+    }
+    stats_.predict_ns += nanoseconds_since(start);
+    timeline_.until_now(PYE_SPAN_PREDICT, layer, start);
+}
+
+// The guesses about one token; of several tokens, the experts that most of some of them may want.
+std::vector<uint32_t> Prefetcher::votes(Predictor & predictor, const std::vector<const float *> & inputs) {
+    if (inputs.size() == 1) {
+        return predictor.guess(inputs[0]);
+    }
+    std::vector<uint32_t> n(predictor.n_expert, 0), order;
+    const size_t          n_asked = std::min(inputs.size(), kMostAsked);
+    for (size_t i = 0; i < n_asked; ++i) {
+        for (uint32_t expert : predictor.guess(inputs[i * inputs.size() / n_asked])) {
+            if (n[expert]++ == 0) {
+                order.push_back(expert);
+            }
+        }
+    }
+    std::stable_sort(order.begin(), order.end(), [&n](uint32_t a, uint32_t b) { return n[a] > n[b]; });
+    return order;
 }
 
 // The next layer's ids with as many errors as the rules say: what a predictor of that recall would have guessed.
@@ -191,37 +267,40 @@ std::vector<uint32_t> Prefetcher::replayed(uint32_t target, const std::vector<in
     return guesses;
 }
 
-void Prefetcher::guess(uint32_t target, const std::vector<uint32_t> & experts, Record & record,
-                       std::vector<Guess> & pending) {
-    SlotStore & store = store_of(target);
-    auto        n     = static_cast<float>(
+void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins) {
+    const uint32_t target = guesser.target;
+    SlotStore &    store  = store_of(target);
+    auto           n      = static_cast<float>(
         std::count_if(loads_.begin(), loads_.end(), [target](const Load & l) { return l.layer == target && !l.keep; }));
-    pending.clear();
+    guesser.pending.clear();
+    guesser.asked = true;
+    guesser.idle  = true;
     for (uint32_t rank = 0; rank < experts.size(); ++rank) {
         const uint32_t expert = experts[rank];
-        const float    chance = record.chance(rank);
-        if (chance >= rules_.least_chance) {
+        const bool     likely = guesser.record.chance(rank) >= rules_.least_chance;
+        guesser.idle          = guesser.idle && !likely;
+        if (likely && begins) {
             store.expect(dense(target, expert)); // what is here already stays until its layer has spoken
         }
         if (store.slot_of(dense(target, expert)) != SlotStore::kNone) {
             continue;
         }
-        pending.push_back({expert, rank, false});
-        if (chance >= rules_.least_chance && n + 1.0f <= room_ && begin(target, expert, false)) {
-            pending.back().begun = true;
+        guesser.pending.push_back({expert, rank});
+        if (likely && begins && n + 1.0f <= room_ && begin(target, expert, false)) {
             n += 1.0f;
         }
     }
 }
 
 void Prefetcher::expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep) {
+    if (!keep) {
+        guess(told_[layer], experts, true);
+        return;
+    }
     SlotStore & store = store_of(layer);
     for (uint32_t expert : experts) {
-        if (!keep) {
-            store.expect(dense(layer, expert));
-        }
         if (store.slot_of(dense(layer, expert)) == SlotStore::kNone) {
-            begin(layer, expert, keep);
+            begin(layer, expert, true);
         }
     }
 }
@@ -244,6 +323,7 @@ bool Prefetcher::begin(uint32_t layer, uint32_t expert, bool keep) {
     source_.load_begin(layer, expert, slot, Urgency::Prefetch);
     loads_.push_back({layer, expert, shape_class, slot, keep, false});
     ++stats_.prefetches;
+    begun_[layer] += !keep;
     events_.push({static_cast<uint32_t>(stats_.steps_layers), static_cast<uint16_t>(layer),
                   static_cast<uint16_t>(expert), PYE_EVENT_PREFETCH, 0});
     return true;

@@ -2,8 +2,11 @@
 // advice: it may fail, come late or be wrong without harm.
 //
 // A guess is admitted by what it is worth: how often guesses of its rank about absent experts came true of late; and no more
-// are under way than have been found to arrive in time. When a layer's router has
-// spoken, its prefetches are demand loads or are given up (early preemption, ProMoE).
+// are under way than have been found to arrive in time. When a layer's router has spoken, its prefetches are demand loads or
+// are given up (early preemption, ProMoE).
+//
+// Predictors of the same source and target are alternatives: the one that named more of the missing experts of late has its
+// say, the others are tried now and then; so is one whose guesses are not worth a read.
 //
 // The engine's lock covers it.
 #pragma once
@@ -14,7 +17,9 @@
 #include "expert_source.h"
 #include "predictor.h"
 #include "pyengine.h"
+#include "replay.h"
 #include "slot_store.h"
+#include "timeline.h"
 
 #include <memory>
 #include <vector>
@@ -26,7 +31,7 @@ struct Wanted;
 class Prefetcher {
   public:
     Prefetcher(const ExpertIndex & index, std::vector<SlotStore *> stores, ExpertSource & source, EventRing & events,
-               pye_stats & stats);
+               Timeline & timeline, pye_stats & stats);
 
     void set_predictors(std::vector<Predictor> predictors);
     void set_rules(const pye_prefetch_rules & rules);
@@ -43,12 +48,14 @@ class Prefetcher {
     // A wanted expert is on its way: from now on its load is the caller's, who waits for it. False if its prefetch has been
     // given up; the caller must wait until it has landed.
     bool adopt(uint32_t layer, uint32_t expert);
-    // The guesses from a layer's gate input, [n], and their loads. `next`: in a replay, the ids of the next layer's router,
-    // of which each is guessed right with the probability of the rules; else nullptr.
-    void predict(uint32_t layer, const float * x, const std::vector<int32_t> * next);
+    // The guesses from a layer's gate inputs, one for each token, and their loads.
+    void predict(uint32_t layer, const std::vector<const float *> & inputs);
+    // The same in a replay: the ids that a later layer's router will name, each guessed right with the probability of the rules.
+    void predict_replayed(uint32_t layer, const Replay & replay);
     // Experts that somebody else expects, likeliest first: in the layer's next step; or with `keep` some time, and then only
     // as far as there are empty slots.
-    void expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep);
+    void                       expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep);
+    const pye_prefetch_rules & rules() const { return rules_; }
 
     // A demand load needs a slot of this class: gives one prefetch up. False if none is under way.
     bool give_way(uint32_t shape_class);
@@ -68,7 +75,6 @@ class Prefetcher {
     // A guess about a layer that has not spoken yet, of an expert that was absent.
     struct Guess {
         uint32_t expert, rank;
-        bool     begun;
     };
     // How often guesses of each rank came true, old ones fading.
     struct Record {
@@ -77,12 +83,28 @@ class Prefetcher {
         float              chance(uint32_t rank) const;
         void               add(uint32_t rank, bool was_right);
     };
+    // Whoever guesses about a layer, and what became of it.
+    struct Guesser {
+        uint32_t           target = UINT32_MAX;
+        Record             record;
+        std::vector<Guess> pending;
+        bool               asked   = false; // since the layer last spoke
+        float              worth   = 0;     // missing experts named, of late, per time asked
+        uint32_t           n_asked = 0, n_skipped = 0;
+        bool               idle = false; // not one of its ranks is worth a read
+    };
+    // A predictor asked about a token alone, and about several at once: two records, for they have little in common.
+    struct Seer {
+        Predictor predictor;
+        Guesser   one, many;
+    };
 
-    void guess(uint32_t target, const std::vector<uint32_t> & experts, Record & record, std::vector<Guess> & pending);
-    bool begin(uint32_t layer, uint32_t expert, bool keep);
+    void                  guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins);
+    bool                  begin(uint32_t layer, uint32_t expert, bool keep);
+    std::vector<uint32_t> votes(Predictor & predictor, const std::vector<const float *> & inputs);
     std::vector<uint32_t> replayed(uint32_t target, const std::vector<int32_t> & ids);
     void                  give_up(Load & load);
-    void                  judge(uint32_t layer, const std::vector<Wanted> & wanted);
+    void                  judge(Guesser & guesser, uint32_t layer, const std::vector<Wanted> & wanted);
     uint32_t              dense(uint32_t layer, uint32_t expert) const { return index_.layers[layer].first + expert; }
     SlotStore &           store_of(uint32_t layer) { return *stores_[index_.layers[layer].shape_class]; }
 
@@ -90,15 +112,16 @@ class Prefetcher {
     std::vector<SlotStore *> stores_; // by shape class
     ExpertSource &           source_;
     EventRing &              events_;
+    Timeline &               timeline_;
     pye_stats &              stats_;
     pye_prefetch_rules       rules_;
 
-    std::vector<Predictor>            predictors_; // by source, then target
-    std::vector<Record>               records_;    // of each predictor, and one for replays
-    std::vector<std::vector<Guess>>   pending_;    // of each predictor, and one for replays
+    std::vector<Seer>                 seers_;    // alternatives side by side
+    std::vector<Guesser>              told_;     // by layer: what expect() says
+    std::vector<Guesser>              replayed_; // by layer
     std::vector<Load>                 loads_;
-    std::vector<std::vector<uint8_t>> unused_;                    // by class and slot: prefetched and not used yet
-    uint32_t                          replayed_for_ = UINT32_MAX; // layer that the replayed guesses are about
+    std::vector<uint32_t>             begun_;      // by layer: prefetches since it last spoke
+    std::vector<std::vector<uint8_t>> unused_;     // by class and slot: prefetched and not used yet
     float                             room_   = 2; // prefetches for one layer that have been found to arrive in time
     uint32_t                          chance_ = 1; // state of the generator of replayed guesses
 };

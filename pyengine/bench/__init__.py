@@ -5,4 +5,7 @@ inside control groups that limit its memory and its disk (cgroups.py). Rounds ar
 noisy minute hits all rows alike; every sample is one line of the CSV (samples.py), and medians and ratios are taken
 from pairs of the same round (summary.py). Children of stock rows import llama_cpp only: nothing of pyengine's native
 part is ever loaded there.
+
+Where two ways are to be told apart by a few percent, or on many disks, they play a *contest* (contest.py): processes
+that stay loaded (players.py) and take turns. experiments.py makes matrices of contests, verdicts.py says who won.
 """

@@ -48,12 +48,23 @@ class Groups:
 
     folders: list[Path] = field(default_factory=list)
     _memory: Path | None = None
+    _io: Path | None = None
     _version: int = 1
 
     @property
     def entrances(self) -> list[Path]:
         """Files into which a process writes its id to be limited, all of them."""
         return [folder / "cgroup.procs" for folder in self.folders]
+
+    def limit_disk(self, limit: DiskLimit) -> None:
+        """Change the limit of groups that were made with one, for reads from now on.
+
+        Raises:
+            CgroupError: they were not, or the kernel does not take it.
+        """
+        if self._io is None:
+            raise CgroupError("these control groups were made without a limit on the disk")
+        _limit_disk(self._io, self._version, limit)
 
     def memory_use(self) -> MemoryUse:
         """Raises OSError or ValueError if the kernel's files are not as they should be."""
@@ -95,7 +106,8 @@ def groups(memory_limit: int | None, disk_limit: DiskLimit | None, system: Path 
             if memory_limit is not None:
                 raise
         if disk_limit is not None:
-            _limit_disk(*_make("io", system, made.folders), disk_limit)
+            made._io, made._version = _make("io", system, made.folders)
+            made.limit_disk(disk_limit)
         yield made
     finally:
         for folder in reversed(made.folders):
@@ -104,10 +116,10 @@ def groups(memory_limit: int | None, disk_limit: DiskLimit | None, system: Path 
 
 @dataclass(frozen=True)
 class DiskLimit:
-    """At most `bytes_per_s` read from the block device `device` ("major:minor")."""
+    """At most `bytes_per_s` read from the block device `device` ("major:minor"); None: no limit yet."""
 
     device: str
-    bytes_per_s: int
+    bytes_per_s: int | None
 
 
 def block_device(path: Path) -> str:
@@ -206,9 +218,9 @@ def _limit_memory(folder: Path, version: int, limit: int) -> None:
 
 def _limit_disk(folder: Path, version: int, limit: DiskLimit) -> None:
     if version == 1:
-        _write(folder / "blkio.throttle.read_bps_device", f"{limit.device} {limit.bytes_per_s}")
+        _write(folder / "blkio.throttle.read_bps_device", f"{limit.device} {limit.bytes_per_s or 0}")  # 0 lifts it
     else:
-        _write(folder / "io.max", f"{limit.device} rbps={limit.bytes_per_s}")
+        _write(folder / "io.max", f"{limit.device} rbps={limit.bytes_per_s or 'max'}")
 
 
 def _write(path: Path, text: str) -> None:

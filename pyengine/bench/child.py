@@ -8,13 +8,15 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,17 @@ from typing import Any
 from pyengine.bench.measuring import Texts, measure
 from pyengine.bench.process_counters import peak_resident, process_counters
 from pyengine.bench.replay_trace import TraceTexts
-from pyengine.bench.rows import ADVICE, AUTO, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import ACTIVATION_PATH, ADVICE, LEARNED, STOCK_MMAP_PLAIN, STOCK_RESIDENT, Advice
 from pyengine.bench.texts import long_text, short_prompts, stretch
 
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 _COUNTERS = (
     *("hits", "misses", "bytes_read", "reads", "passes", "evictions"),
     *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted"),
 )
+
+#: Layers that simulated guesses look ahead: ProMoE's stride. One layer's computation hides too little of a large expert.
+REPLAY_DISTANCE = 2
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,28 @@ class LoadedModel:
         return counts
 
 
+@contextlib.contextmanager
+def without_profiles() -> Iterator[None]:
+    """A cache folder with all that the user's has but profiles: no sample begins with what another one learned, and
+    none leaves anything to the user's own runs."""
+    from pyengine.cache import cache_dir
+
+    kept, before = cache_dir(), os.environ.get("XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory(prefix="pyengine-bench-") as fresh:
+        os.environ["XDG_CACHE_HOME"] = fresh
+        cache_dir().mkdir()
+        for entry in kept.glob("*"):
+            if entry.name != "profiles":
+                (cache_dir() / entry.name).symlink_to(entry)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["XDG_CACHE_HOME"]
+            else:
+                os.environ["XDG_CACHE_HOME"] = before
+
+
 def load(task: Task, n_ctx: int) -> Any:
     """The model, loaded as the row says. Raises UnsupportedError."""
     common: dict[str, Any] = {
@@ -101,15 +128,38 @@ def load(task: Task, n_ctx: int) -> Any:
     if task.kind.startswith("stock"):
         stock = _PlainLlama() if task.kind == STOCK_MMAP_PLAIN else _imported("llama_cpp")
         return stock(task.model, use_mmap=task.kind != STOCK_RESIDENT, **common)
-    policy, look_ahead = ADVICE[task.kind]
+    advice = ADVICE[task.kind]
     llm = _imported("pyengine")(
-        task.model, ram_budget=task.budget, bundle=task.bundle, policy=policy, look_ahead=look_ahead, **common
+        task.model,
+        ram_budget=task.budget,
+        bundle=task.bundle,
+        policy=advice.policy,
+        look_ahead=advice.look_ahead,
+        **common,
     )
-    if llm.engine is None:
-        raise UnsupportedError(llm.engaged)
-    if task.trace and task.kind == AUTO and task.recall is not None:
-        llm.engine.native.set_prefetch_rules(replay_recall=task.recall)
+    try:
+        _apply(task, advice, llm.engine, llm.engaged)
+    except BaseException:
+        llm.close()
+        raise
     return llm
+
+
+def _apply(task: Task, advice: Advice, engine: Any, engaged: str) -> None:
+    """What pyengine.Llama has no argument for. Raises UnsupportedError."""
+    if engine is None:
+        raise UnsupportedError(engaged)
+    if task.kind == LEARNED and task.trace is None and engine.foresight == "fate":
+        raise UnsupportedError("no predictors are learned for this model; pyengine learn-predictor makes them")
+    rules: dict[str, Any] = dict(advice.rules)
+    if task.trace and task.recall is not None and advice.look_ahead != "off":
+        rules |= {"replay_recall": task.recall, "replay_distance": REPLAY_DISTANCE}
+    if rules:
+        engine.native.set_prefetch_rules(**rules)
+    if task.kind == ACTIVATION_PATH:
+        from pyengine.bench.activation_path import PathPrefetcher
+
+        PathPrefetcher(engine.native, engine.info, engine.routing_log)
 
 
 def _imported(package: str) -> Any:
@@ -185,10 +235,11 @@ def loaded_libraries() -> list[str]:
 def main() -> None:
     """Measure as standard input says."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing of a benchmark outlives it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing of a benchmark outlives it
     task = Task(**json.load(sys.stdin))
     try:
-        result = run(task)
+        with without_profiles():
+            result = run(task)
     except UnsupportedError as reason:
         result = {"status": "unsupported", "reason": str(reason)}
     except Exception as error:

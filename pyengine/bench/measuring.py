@@ -83,29 +83,31 @@ def measure(
     say("prompt")
     first = list(texts.prompts[0])
     subject.begin(0, len(first) + n_tokens)
-    phases["prompt"].time(subject, lambda: _prefill(subject, first))
+    phases["prompt"].time(subject, lambda: prefill(subject, first))
     say("decode_cold")
-    answers.append(_decode(subject, phases["decode_cold"], n_tokens, limit_s))
+    answers.append(decode(subject, phases["decode_cold"], n_tokens, limit_s))
     say("prefill")
     subject.begin(len(texts.prompts), len(texts.prefill))
-    phases["prefill"].time(subject, lambda: _prefill(subject, texts.prefill))
+    phases["prefill"].time(subject, lambda: prefill(subject, texts.prefill))
     say("decode")
     for number in range(1, len(texts.prompts)) or (0,):
         prompt = list(texts.prompts[number])
         subject.begin(number, len(prompt) + n_tokens)
-        _prefill(subject, prompt)
-        answers.append(_decode(subject, phases["decode"], n_tokens, limit_s))
+        prefill(subject, prompt)
+        answers.append(decode(subject, phases["decode"], n_tokens, limit_s))
     return {"phases": {name: phase.as_dict() for name, phase in phases.items()}, "tokens": answers}
 
 
-def _prefill(subject: Subject, tokens: Sequence[int]) -> int:
+def prefill(subject: Subject, tokens: Sequence[int]) -> int:
+    """Compute a prompt, to its end; returns its number of tokens."""
     subject.eval(tokens)
     subject.likeliest()  # the kernels may still be at work until somebody looks at a logit
     return len(tokens)
 
 
-def _decode(subject: Subject, phase: Phase, n_tokens: int, limit_s: float) -> list[int]:
-    """`n_tokens` tokens, the first of which the prompt has given already: the steps between them are timed."""
+def decode(subject: Subject, phase: Phase, n_tokens: int, limit_s: float) -> list[int]:
+    """`n_tokens` tokens, the first of which what was computed before has given already: the steps between them are
+    timed. Fewer after `limit_s` seconds."""
     tokens = [subject.likeliest()]
     end = time.perf_counter() + limit_s
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyengine.bench.plots import PLOTS, draw
+from pyengine.bench.report_bounds import ablation, bound_tables
+from pyengine.bench.report_contests import INTRODUCTIONS, contests
 from pyengine.bench.report_tables import bundles, forecasts, movement, speeds
 from pyengine.bench.results import CSV, Run, read_run
-from pyengine.bench.rows import KINDS
+from pyengine.bench.rows import ALL_KINDS
 from pyengine.bench.summary import LABEL_OF_REPLAY, faults, in_order, noise, summarise
 from pyengine.errors import PyengineError
 
@@ -37,13 +40,13 @@ def report(runs: Sequence[Run], page: Path) -> str:
     """The page as Markdown. `page`: where it will lie, for links to plots."""
     parts = [_INTRODUCTION, _kinds(runs)]
     for run in runs:
-        parts += _run(run, page)
+        parts += _contests(run, page) if run.record.get("experiment") else _run(run, page)
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _kinds(runs: Sequence[Run]) -> str:
     seen = {sample.kind for run in runs for sample in run.samples}
-    lines = [f"| `{kind}` | {what} |" for kind, what in KINDS.items() if kind in seen]
+    lines = [f"| `{kind}` | {what} |" for kind, what in ALL_KINDS.items() if kind in seen]
     return "\n".join(["| row | what it is |", "| --- | --- |", *lines, ""])
 
 
@@ -65,19 +68,35 @@ def _run(run: Run, page: Path) -> Iterator[str]:
         yield "Stock rows use the routing of their own random router, pyengine's rows that of the trace.\n"
     for name in models:
         mine = [row for row in rows if row.model == name]
+        samples = [sample for sample in run.samples if sample.model == name]
         yield f"### {name.removesuffix('.gguf')}\n"
         yield _facts(run, name)
         yield speeds(mine)
+        yield from bound_tables(samples, _record_of(run, name))
+        yield from ablation(mine, samples, _record_of(run, name))
         yield movement(mine)
         yield from bundles(run.samples, mine)
-        yield from forecasts([sample for sample in run.samples if sample.model == name])
+        yield from forecasts(samples)
     wrong = faults(rows)
     if wrong:
         yield "**Faults of this run**\n\n" + "\n".join(f"- {fault}" for fault in wrong) + "\n"
     yield from _plots(run, page)
 
 
-def _machine(run: Run) -> str:
+def _contests(run: Run, page: Path) -> Iterator[str]:
+    """A run of experiments.py."""
+    title, text = INTRODUCTIONS[run.record["experiment"]]
+    yield f"## {title}\n"
+    yield "".join(f"`{command}`  \n" for command in dict.fromkeys(run.record["commands"]))
+    yield text
+    yield _machine(run, turns=True)
+    for model in run.record["models"]:
+        yield f"{model['name'].removesuffix('.gguf')}: {_facts(run, model['name'])}"
+    yield from contests(run)
+    yield _source(run, page)
+
+
+def _machine(run: Run, *, turns: bool = False) -> str:
     machine, settings = run.record["machine"], run.record["settings"]
     disk = machine.get("disk") or {}
     isa = ", ".join(
@@ -85,6 +104,11 @@ def _machine(run: Run) -> str:
     )
     probes = run.record.get("probes", [])
     n_round = 1 + max(sample.round for sample in run.samples)  # an interrupted run has fewer than it was to have
+    texts = (
+        f", {n_round} round{'s' if n_round > 1 else ''}, "
+        f"{settings['n_tokens']} tokens after each of {settings['n_prompts']} prompts, "
+        f"prefill of {settings['prefill_tokens']}"
+    )
     lines = [
         f"- {machine['cores']} cores of {machine['cpu']} ({isa}){', virtual' if machine['hypervisor'] else ''}, "
         f"{machine['memory_bytes'] / 2**30:.1f} GiB RAM, {machine['swap_bytes'] / 2**30:.1f} GiB swap, "
@@ -93,9 +117,7 @@ def _machine(run: Run) -> str:
         f"scheduler {disk.get('scheduler', 'unknown')}, read-ahead {disk.get('read_ahead_kb', '?')} kB",
         f"- pyengine {machine['pyengine']}, llama-cpp-python {machine['llama_cpp_python']}, "
         f"Python {machine['python']}, "
-        f"n_threads = n_threads_batch = {settings['n_threads']}, {n_round} round{'s' if n_round > 1 else ''}, "
-        f"{settings['n_tokens']} tokens after each of {settings['n_prompts']} prompts, "
-        f"prefill of {settings['prefill_tokens']}",
+        f"n_threads = n_threads_batch = {settings['n_threads']}{'' if turns else texts}",
         f"- page cache emptied by {run.record.get('caches', 'unknown')}; other programs used "
         f"{run.record['other_cpu_before']:.2f} processors before the run{' (--force)' if run.record['forced'] else ''}",
     ]
@@ -110,8 +132,13 @@ def _machine(run: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _record_of(run: Run, name: str) -> Mapping[str, Any]:
+    facts: Mapping[str, Any] = next(model for model in run.record["models"] if model["name"] == name)
+    return facts
+
+
 def _facts(run: Run, name: str) -> str:
-    facts = next(model for model in run.record["models"] if model["name"] == name)
+    facts = _record_of(run, name)
     return (
         f"{facts['file_bytes'] / 1e9:.2f} GB, of which experts {facts['expert_bytes'] / 1e9:.2f} GB: "
         f"{facts['n_layer']} layers x {facts['n_expert']} experts of "
@@ -125,8 +152,12 @@ def _plots(run: Run, page: Path) -> Iterator[str]:
         if file.is_file():
             link = Path(os.path.relpath(file.resolve(), page.resolve().parent)).as_posix()
             yield f"![{title}, {unit}, against the expert budget]({link})\n"
+    yield _source(run, page)
+
+
+def _source(run: Run, page: Path) -> str:
     source = Path(os.path.relpath((run.folder / CSV).resolve(), page.resolve().parent)).as_posix()
-    yield f"Every sample: [{CSV}]({source}).\n"
+    return f"Every sample: [{CSV}]({source}).\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

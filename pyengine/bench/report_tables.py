@@ -10,17 +10,21 @@ from pyengine.bench.samples import Sample
 from pyengine.bench.summary import RowSummary, ratio
 
 
-def _table(rows: Sequence[RowSummary], columns: Sequence[tuple[str, Callable[[RowSummary], str]]]) -> str:
-    lines = [
-        "| row | " + " | ".join(name for name, _ in columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
-        *(f"| {row.row} | " + " | ".join(show(row) for _, show in columns) + " |" for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
+def table(rows: Sequence[RowSummary], columns: Sequence[tuple[str, Callable[[RowSummary], str]]]) -> str:
+    """One line for each row."""
+    return markdown(
+        ["row", *(name for name, _ in columns)], [[row.row, *(show(row) for _, show in columns)] for row in rows]
+    )
 
 
-def _median(column: str, form: str = "", scale: float = 1.0) -> Callable[[RowSummary], str]:
-    """Three significant digits unless `form` says otherwise."""
+def markdown(names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is flush left and whose others are flush right."""
+    head = [f"| {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) - 1)]
+    return "\n".join([*head, *(f"| {' | '.join(line)} |" for line in cells)]) + "\n"
+
+
+def median(column: str, form: str = "", scale: float = 1.0) -> Callable[[RowSummary], str]:
+    """A column of the samples, median over the rounds. Three significant digits unless `form` says otherwise."""
 
     def show(row: RowSummary) -> str:
         value = row.medians.get(column)
@@ -48,7 +52,7 @@ def speeds(rows: Sequence[RowSummary]) -> str:
 
     def decode(row: RowSummary) -> str:
         bad = ", ".join(f"{n} x {status}" for status, n in row.statuses.items() if status != "ok")
-        speed = _median("decode_tok_per_s")(row)
+        speed = median("decode_tok_per_s")(row)
         return f"{speed} ({bad})" if speed and bad else speed or f"**{bad}**"
 
     present = {row.row for row in rows}
@@ -58,45 +62,45 @@ def speeds(rows: Sequence[RowSummary]) -> str:
         if baseline in present
     ]
     prefill = [("/ stock-resident", _ratio(STOCK_RESIDENT, "prefill_tok_per_s"))] if STOCK_RESIDENT in present else []
-    return _table(
+    return table(
         rows,
         [
             ("decode tok/s", decode),
             *compared,
-            ("cold", _median("decode_cold_tok_per_s")),
+            ("cold", median("decode_cold_tok_per_s")),
             (
                 "TPOT p50 / p95 ms",
                 lambda row: " / ".join(filter(None, map(_shown(row), ("tpot_p50_ms", "tpot_p95_ms")))),
             ),
-            ("prefill tok/s", _median("prefill_tok_per_s")),
+            ("prefill tok/s", median("prefill_tok_per_s")),
             *prefill,
-            ("load s", _median("load_s", "{:.2f}")),
-            ("first token s", _median("ttft_s", "{:.2f}")),
+            ("load s", median("load_s", "{:.2f}")),
+            ("first token s", median("ttft_s", "{:.2f}")),
             ("same tokens", lambda row: row.exact),
         ],
     )
 
 
 def _shown(row: RowSummary) -> Callable[[str], str]:
-    return lambda column: _median(column)(row)
+    return lambda column: median(column)(row)
 
 
 def movement(rows: Sequence[RowSummary]) -> str:
     """Memory, hits, reads and processor time of one model's rows."""
-    return _table(
+    return table(
         rows,
         [
-            ("memory limit MB", _median("limit_bytes", "{:.0f}", 1e-6)),
-            ("peak MB", _median("peak_group_bytes", "{:.0f}", 1e-6)),
-            ("hit rate", _median("hit_rate", "{:.1%}")),
-            ("MB / token", _median("mb_per_token")),
-            ("from disk", _median("disk_mb_per_token")),
-            ("reads / token", _median("reads_per_token")),
-            ("stall", _median("stall_share", "{:.0%}")),
-            ("MB/s", _median("bandwidth_mb_per_s", "{:.0f}")),
-            ("probe MB/s", _median("probe_mb_per_s", "{:.0f}")),
-            ("CPU s / token", _median("cpu_s_per_token")),
-            ("I/O CPU ms / miss", _median("io_cpu_ms_per_miss")),
+            ("memory limit MB", median("limit_bytes", "{:.0f}", 1e-6)),
+            ("peak MB", median("peak_group_bytes", "{:.0f}", 1e-6)),
+            ("hit rate", median("hit_rate", "{:.1%}")),
+            ("MB / token", median("mb_per_token")),
+            ("from disk", median("disk_mb_per_token")),
+            ("reads / token", median("reads_per_token")),
+            ("stall", median("stall_share", "{:.0%}")),
+            ("MB/s", median("bandwidth_mb_per_s", "{:.0f}")),
+            ("probe MB/s", median("probe_mb_per_s", "{:.0f}")),
+            ("CPU s / token", median("cpu_s_per_token")),
+            ("I/O CPU ms / miss", median("io_cpu_ms_per_miss")),
         ],
     )
 

@@ -34,7 +34,7 @@ def take_samples(
         sampler.check_disk_limit(model)
     n_total = settings.rounds * sum(len(rows) for _, rows in plan)
     n_done = 0
-    with _sigterm_as_interrupt():
+    with sigterm_as_interrupt():
         for number in range(settings.rounds):
             quiet.touch_memory(max(row.limit or model.facts.file_bytes for model, rows in plan for row in rows))
             for model, rows in plan:
@@ -61,7 +61,7 @@ def describe(sample: Sample) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """A polite kill cleans up like Ctrl-C."""
 
     def interrupt(_number: int, _frame: Any) -> None:

@@ -5,9 +5,11 @@ The memory limit of a row is its budget, the bytes of the model that are not exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pyengine.errors import UsageError
 
@@ -23,8 +25,10 @@ LRU = "lru"
 LRU_BUNDLE = "lru-bundle"
 LFU_BUNDLE = "lfu-bundle"
 AUTO = "auto"
+ACTIVATION_PATH = "activation-path"
+LEARNED = "ablation-learned"
 
-#: Every kind of row, and what it is.
+#: The kinds of row that a benchmark has unless others are asked for, and what each is.
 KINDS: dict[str, str] = {
     STOCK_RESIDENT: "stock llama.cpp, all weights read into memory, no limit",
     STOCK_MMAP: "stock llama.cpp as it comes: memory-mapped, weights repacked into anonymous memory",
@@ -41,18 +45,62 @@ DEFAULT_BUDGETS = (12.5, 25.0, 50.0, 75.0, 100.0)
 #: The share of experts whose memory limit the memory-mapped rows get, percent.
 MMAP_SHARE = 50.0
 
+#: Memory-mapped stock.
+MMAP_KINDS = (STOCK_MMAP, STOCK_MMAP_PLAIN)
+
+
+#: The ablation in the papers' order: each kind has what the one before has, and one thing more.
+ABLATION: dict[str, str] = {
+    "ablation-lru": "pyengine with a bundle: policy lru, nothing fetched ahead, a layer waits for all its experts",
+    "ablation-policy": "+ policy lfu, decayed",
+    "ablation-prefetch": "+ experts fetched ahead, guessed by Fate; wrong ones are read to their end, right ones wait",
+    "ablation-preemption": "+ when the router has spoken, wrong ones are dropped and right ones go first",
+    "ablation-reordering": "+ experts that are there compute first",
+    LEARNED: "+ learned predictors (pyengine learn-predictor) in Fate's place",
+}
+
+#: Systems of the papers inside this engine, with its reads and kernels.
+PAPERS: dict[str, str] = {
+    ACTIVATION_PATH: "MoE-Infinity: kept by activation path and fetched ahead for all layers at each token's start",
+}
+
+#: Every kind of row that can be asked for.
+ALL_KINDS: dict[str, str] = KINDS | ABLATION | PAPERS
+
+#: Names for several kinds at once.
+ROW_SETS: dict[str, tuple[str, ...]] = {"ablation": (STOCK_RESIDENT, *ABLATION)}
+
+
+class Advice(NamedTuple):
+    """How pyengine's kinds are loaded: policy and look_ahead as pyengine.Llama takes them, and what
+    NativeEngine.set_prefetch_rules() is told beyond its defaults."""
+
+    policy: str
+    look_ahead: str
+    rules: Mapping[str, bool] = MappingProxyType({})
+
+
+_WAITING = {"reorder": False}
+_BLUNT = {"preempt": False, "reorder": False}
+
+ADVICE: dict[str, Advice] = {
+    ON_DEMAND: Advice("lru", "off"),
+    LRU: Advice("lru", "off"),
+    LRU_BUNDLE: Advice("lru", "off"),
+    LFU_BUNDLE: Advice("lfu", "off"),
+    AUTO: Advice("auto", "auto"),
+    "ablation-lru": Advice("lru", "off", _BLUNT),
+    "ablation-policy": Advice("lfu", "off", _BLUNT),
+    "ablation-prefetch": Advice("lfu", "fate", _BLUNT),
+    "ablation-preemption": Advice("lfu", "fate", _WAITING),
+    "ablation-reordering": Advice("lfu", "fate"),
+    LEARNED: Advice("lfu", "auto"),
+    # Its own priorities come on top; see activation_path.py.
+    ACTIVATION_PATH: Advice("lru", "off"),
+}
 
 #: Kinds that read a bundle.
-BUNDLED = (LRU_BUNDLE, LFU_BUNDLE, AUTO)
-
-#: Of ours: (policy, look_ahead), see pyengine.Llama.
-ADVICE = {
-    ON_DEMAND: ("lru", "off"),
-    LRU: ("lru", "off"),
-    LRU_BUNDLE: ("lru", "off"),
-    LFU_BUNDLE: ("lfu", "off"),
-    AUTO: ("auto", "auto"),
-}
+BUNDLED = (LRU_BUNDLE, LFU_BUNDLE, AUTO, *ABLATION, *PAPERS)
 
 
 @dataclass(frozen=True)
@@ -114,7 +162,7 @@ class Row:
     """One way to run a model.
 
     Attributes:
-        kind: a key of KINDS.
+        kind: a key of ALL_KINDS.
         share: budget in percent of all experts, None where no budget applies.
         budget: bytes of slots; 0 for stock.
         limit: bytes of the memory control group, None for no limit.
@@ -135,37 +183,46 @@ class Row:
         return self.kind.startswith("stock")
 
 
+def expand(names: Sequence[str]) -> tuple[str, ...]:
+    """Kinds, with the names of ROW_SETS in the place of what they stand for; each kind once."""
+    return tuple(dict.fromkeys(kind for name in names for kind in ROW_SETS.get(name, (name,))))
+
+
 def plan_rows(
-    model: ModelFacts, kinds: Sequence[str] = tuple(KINDS), shares: Sequence[float] = DEFAULT_BUDGETS
+    model: ModelFacts,
+    kinds: Sequence[str] = tuple(KINDS),
+    shares: Sequence[float] = DEFAULT_BUDGETS,
+    mmap_share: float = MMAP_SHARE,
 ) -> list[Row]:
     """The rows of one model in the order in which a round runs them.
 
     Args:
-        kinds: keys of KINDS; stock-resident, if wanted, always runs first, because the others are compared with it.
-        shares: budgets in percent of all experts, for the LRU rows.
+        kinds: keys of ALL_KINDS; stock-resident, if wanted, always runs first, because the others are compared with it.
+        shares: budgets in percent of all experts, for pyengine's rows.
+        mmap_share: the budget whose memory limit the memory-mapped rows get, percent.
 
     Raises:
         UsageError: an unknown kind, or a share that is not above 0 and at most 100 or is below the least budget.
     """
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
     if unknown:
-        raise UsageError(f"there is no row {unknown[0]!r}; the rows are {', '.join(KINDS)}")
+        raise UsageError(f"there is no row {unknown[0]!r}; the rows are {', '.join((*ALL_KINDS, *ROW_SETS))}")
     rows: list[Row] = []
-    for kind in (kind for kind in KINDS if kind in kinds):
+    for kind in (kind for kind in ALL_KINDS if kind in kinds):
         if kind == STOCK_RESIDENT:
             rows.append(Row(kind, None, 0, None))
-        elif kind in (STOCK_MMAP, STOCK_MMAP_PLAIN):
-            rows.append(Row(kind, None, 0, _limit(model, int(MMAP_SHARE / 100 * model.slot_bytes))))
+        elif kind in MMAP_KINDS:
+            rows.append(Row(kind, None, 0, _limit(model, int(mmap_share / 100 * model.slot_bytes))))
         elif kind == ON_DEMAND:
             # One slot of every shape class for each expert a token uses in one layer.
             budget = min(model.slot_bytes, model.n_expert_used * model.least_budget)
             rows.append(Row(kind, None, budget, _limit(model, budget)))
         else:
-            rows += [_lru(model, kind, share) for share in shares]
+            rows += [_budgeted(model, kind, share) for share in shares]
     return rows
 
 
-def _lru(model: ModelFacts, kind: str, share: float) -> Row:
+def _budgeted(model: ModelFacts, kind: str, share: float) -> Row:
     if not 0 < share <= 100:
         raise UsageError(f"a budget of {share:g} % is not above 0 and at most 100")
     budget = int(share / 100 * model.slot_bytes)

@@ -38,6 +38,8 @@ class Sample:
     disk_limit_mb_per_s: float | None
     replay: str
     """name of the routing trace, if expert ids come from one (then text means nothing), else empty"""
+    transfer_ratio: float | None = None
+    """R, time to move an expert / time to compute a layer, that the disk limit was set for; None: it was not"""
     load_s: float | None = None
     """start of loading until the model is ready"""
     ttft_s: float | None = None
@@ -115,20 +117,22 @@ _ALWAYS = tuple(field.name for field in fields(Sample) if field.default is MISSI
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Sample from what a child printed (see child.py)."""
     phases = result["phases"]
-    decode, cold = phases["decode"], phases["decode_cold"]
-    counts, n = decode["counts"], decode["tokens"]
-    found: dict[str, Any] = {
+    return {
         "load_s": result["load_s"],
         "ttft_s": result["load_s"] + phases["prompt"]["seconds"],
         "prompt_s": phases["prompt"]["seconds"],
         "prefill_tok_per_s": _rate(phases["prefill"]),
-        "decode_cold_tok_per_s": _rate(cold),
-        "decode_tok_per_s": _rate(decode),
-        "decode_tokens": n,
+        "decode_cold_tok_per_s": _rate(phases["decode_cold"]),
         "peak_rss_bytes": result["peak_rss"],
         "text": text_hash(result["tokens"]),
+        **decode_figures(phases["decode"]),
     }
-    steps = decode["step_seconds"]
+
+
+def decode_figures(decode: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of Sample that one phase of decoding gives (measuring.Phase.as_dict())."""
+    counts, n, steps = decode["counts"], decode["tokens"], decode["step_seconds"]
+    found: dict[str, Any] = {"decode_tok_per_s": _rate(decode), "decode_tokens": n}
     if steps:
         found["tpot_p50_ms"] = 1e3 * statistics.median(steps)
         found["tpot_p95_ms"] = 1e3 * percentile(steps, 0.95)
@@ -178,12 +182,14 @@ def same_tokens(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) ->
 
 
 class CsvWriter:
-    """Writes samples as they come, so that an interrupted benchmark keeps what it has."""
+    """Writes samples as they come, so that an interrupted benchmark keeps what it has. `goes_on`: the file has its
+    heading, and samples, already."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, *, goes_on: bool = False) -> None:
         self._table = csv.writer(file, lineterminator="\n")
         self._file = file
-        self._table.writerow(COLUMNS)
+        if not goes_on:
+            self._table.writerow(COLUMNS)
 
     def add(self, sample: Sample) -> None:
         self._table.writerow([_cell(getattr(sample, name)) for name in COLUMNS])

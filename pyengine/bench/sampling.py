@@ -15,12 +15,23 @@ from pyengine.bench.cgroups import CgroupError, DiskLimit, Groups, MemoryUse, bl
 from pyengine.bench.child import Task
 from pyengine.bench.launch import Outcome, launch
 from pyengine.bench.plan_check import PlanCheck
-from pyengine.bench.rows import ADVICE, BUNDLED, LRU, STOCK_MMAP, STOCK_MMAP_PLAIN, STOCK_RESIDENT, ModelFacts, Row
+from pyengine.bench.rows import (
+    BUNDLED,
+    LRU,
+    LRU_BUNDLE,
+    ON_DEMAND,
+    STOCK_MMAP,
+    STOCK_MMAP_PLAIN,
+    STOCK_RESIDENT,
+    ModelFacts,
+    Row,
+)
 from pyengine.bench.samples import Sample, figures, same_tokens
 from pyengine.bench.settings import Settings
 from pyengine.errors import PyengineError
 
-_PROBE_LIMIT_S = 120.0
+#: Seconds after which a disk probe is given up.
+PROBE_LIMIT_S = 120.0
 _NOTHING_SEEN = MemoryUse(None, 0, 0)
 
 
@@ -34,6 +45,41 @@ class BenchModel:
     @property
     def files(self) -> tuple[Path, ...]:
         return (*self.facts.files, *([self.bundle] if self.bundle else []))
+
+
+def task_of(model: BenchModel, row: Row, settings: Settings) -> Task:
+    """What the child of a row is told."""
+    return Task(
+        model=str(model.facts.path),
+        kind=row.kind,
+        budget=row.budget,
+        bundle=str(model.bundle) if row.kind in BUNDLED else "off",
+        n_tokens=settings.n_tokens,
+        n_prompts=settings.n_prompts,
+        prefill_tokens=settings.prefill_tokens,
+        limit_s=settings.decode_limit_s,
+        n_threads=settings.n_threads,
+        trace=str(settings.trace) if settings.trace else None,
+        recall=settings.recall,
+    )
+
+
+def probe_of(model: BenchModel, kind: str, seconds: float) -> dict[str, Any]:
+    """What disk_probe is told for reads as large as those of a kind of row, from the file that it reads."""
+    if kind in BUNDLED and model.bundle is not None:
+        return {"file": str(model.bundle), "size": model.facts.record_bytes, "seconds": seconds}
+    file = max(model.facts.files, key=lambda path: path.stat().st_size)
+    return {"file": str(file), "size": model.facts.matrix_bytes, "seconds": seconds}
+
+
+def obstacle(model: BenchModel, row: Row) -> str:
+    """Why a row cannot be run now, a sentence; empty if it can."""
+    if row.kind in BUNDLED and model.bundle is None:
+        return f"{model.facts.path.name} has no bundle; gguf_tools bundle makes one"
+    wanted, free = row.limit or model.facts.file_bytes + model.facts.allowance, psutil.virtual_memory().available
+    if wanted > free:
+        return f"it needs {wanted / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    return ""
 
 
 class Sampler:
@@ -78,13 +124,11 @@ class Sampler:
             disk_limit_mb_per_s=settings.disk_limit / 1e6 if settings.disk_limit else None,
             replay=settings.trace.name if settings.trace and not row.stock else "",
         )
-        if row.kind in BUNDLED and model.bundle is None:
-            return replace(sample, reason=f"{name} has no bundle; gguf_tools bundle makes one")
-        wanted, free = row.limit or model.facts.file_bytes + model.facts.allowance, psutil.virtual_memory().available
-        if wanted > free:
-            return replace(sample, reason=f"it needs {wanted / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+        missing = obstacle(model, row)
+        if missing:
+            return replace(sample, reason=missing)
         probed = None if row.stock else self._probe(model, row)
-        foretold = self._foretold(model, row, free)
+        foretold = self._foretold(model, row)
         self.caches = quiet.drop_caches(model.files)
         fixed_work_s = quiet.fixed_work(settings.n_threads)
         before, ours = quiet.CpuClock.now(), _our_cpu()
@@ -123,36 +167,21 @@ class Sampler:
         return replace(outcome, reason=outcome.reason or lack), False
 
     def _child(self, model: BenchModel, row: Row, made: Groups) -> Outcome:
-        task = self._task(model, row)
+        task = task_of(model, row, self._settings)
         outcome = self._run("pyengine.bench.child", asdict(task), made, self._settings.sample_limit_s)
         if row.stock and outcome.result.get("libraries"):
             raise PyengineError("a stock row has loaded pyengine's native part; its figures would not be stock's")
         return outcome
 
-    def _task(self, model: BenchModel, row: Row) -> Task:
-        settings = self._settings
-        return Task(
-            model=str(model.facts.path),
-            kind=row.kind,
-            budget=row.budget,
-            bundle=str(model.bundle) if row.kind in BUNDLED else "off",
-            n_tokens=settings.n_tokens,
-            n_prompts=settings.n_prompts,
-            prefill_tokens=settings.prefill_tokens,
-            limit_s=settings.decode_limit_s,
-            n_threads=settings.n_threads,
-            trace=str(settings.trace) if settings.trace else None,
-            recall=settings.recall,
-        )
-
-    def _foretold(self, model: BenchModel, row: Row, free: int) -> Mapping[str, Any]:
-        """What the planner says of a row of ours now, as fields of Sample. `free`: bytes of memory."""
-        if self._plan is None or ADVICE.get(row.kind) != ADVICE[LRU]:  # the plan is that of plain LRU
+    def _foretold(self, model: BenchModel, row: Row) -> Mapping[str, Any]:
+        """What the planner says of a row of ours now, as fields of Sample."""
+        if self._plan is None or row.kind not in (ON_DEMAND, LRU, LRU_BUNDLE):  # the plan is that of plain LRU
             return {}
         facts = model.facts
+        free = psutil.virtual_memory().available
         spare = min(facts.slot_bytes, free - facts.other_bytes - 2 * facts.allowance)
         with groups(None, self._disk_limit(model)) as made:
-            return self._plan.forecast(self._task(model, row), spare, made)
+            return self._plan.forecast(task_of(model, row, self._settings), spare, made)
 
     @property
     def notes(self) -> list[str]:
@@ -161,12 +190,9 @@ class Sampler:
 
     def _probe(self, model: BenchModel, row: Row) -> float | None:
         """MB/s that the disk gives at this moment with reads as large as this row's, from the file that it reads."""
-        file, size = max(model.facts.files, key=lambda path: path.stat().st_size), model.facts.matrix_bytes
-        if row.kind in BUNDLED and model.bundle is not None:
-            file, size = model.bundle, model.facts.record_bytes
-        task = {"file": str(file), "size": size, "seconds": self._settings.probe_s}
+        task = probe_of(model, row.kind, self._settings.probe_s)
         with groups(None, self._disk_limit(model)) as made:
-            outcome = self._run("pyengine.bench.disk_probe", task, made, _PROBE_LIMIT_S)
+            outcome = self._run("pyengine.bench.disk_probe", task, made, PROBE_LIMIT_S)
         if outcome.status != "ok":
             return None
         self.probes.append({"model": model.facts.path.name, "row": row.name, **outcome.result})

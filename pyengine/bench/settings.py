@@ -22,7 +22,7 @@ class Settings:
         sample_limit_s: seconds after which a sample is given up.
         disk_limit: bytes per second that may be read from the models' disk, or None.
         trace: routing trace to take expert ids from, or None.
-        recall: with a trace: of each guess about the next layer, how likely it is right (row auto); None: no guesses.
+        recall: with a trace: of each guess about the layer after the next, how likely it is right; None: no guesses.
         n_threads: for the kernels.
         probe_s: seconds of each disk probe.
         check_plan: also predict each row of ours, as `pyengine plan` does, right before it is measured.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyengine.bench.rows import KINDS, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import ALL_KINDS, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
 from pyengine.bench.samples import Sample, percentile
 
 #: Rows that others are divided by.
@@ -199,5 +199,5 @@ def faults(rows: Sequence[RowSummary]) -> list[str]:
 
 def in_order(rows: Sequence[RowSummary]) -> list[RowSummary]:
     """Rows by model, then by kind and budget."""
-    kinds, models = list(KINDS), list(dict.fromkeys(row.model for row in rows))
+    kinds, models = list(ALL_KINDS), list(dict.fromkeys(row.model for row in rows))
     return sorted(rows, key=lambda row: (models.index(row.model), kinds.index(row.kind), row.share or 0))

@@ -38,11 +38,13 @@ def _table(model: str, rows: Sequence[RowSummary]) -> Table:
 
     table = Table(title=model, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("row", no_wrap=True)
-    for heading in ("decode", *_BASELINES.values(), *_REST, "same"):
+    present = {row.kind for row in rows}
+    baselines = {kind: heading for kind, heading in _BASELINES.items() if kind in present}
+    for heading in ("decode", *baselines.values(), *_REST, "same"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         measured = "decode_tok_per_s" in row.medians
-        ratios = [row.ratios.get((baseline, "decode_tok_per_s")) for baseline in _BASELINES]
+        ratios = [row.ratios.get((baseline, "decode_tok_per_s")) for baseline in baselines]
         table.add_row(
             row.row,
             f"{row.medians['decode_tok_per_s']:.3g}"

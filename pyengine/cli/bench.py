@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyengine.cli.experiments import asked_experiment, experiment_options, run_and_tell
 from pyengine.cli.options import Option
+from pyengine.cli.timeline import refuse_own_options, run_timeline, timeline_options
 
 if TYPE_CHECKING:
     from pyengine.bench.settings import Settings
@@ -83,6 +85,8 @@ _POSITIVE = click.IntRange(min=1)
 @_option("--no-plots", is_flag=True, help="Draw no plots; matplotlib is not needed then.")
 @_option("--json", "as_json", is_flag=True, help="Print a summary as JSON on standard output.")
 @_option("--force", is_flag=True, help="Measure although the machine is busy.")
+@timeline_options
+@experiment_options
 def command(**options: Any) -> None:
     """Measure load, prefill and decode of stock llama.cpp and of pyengine at several budgets, in turns.
 
@@ -90,11 +94,18 @@ def command(**options: Any) -> None:
     with nothing else running. Every sample goes into bench.csv as it comes.
     """
     if options["rows"] == "help":
-        from pyengine.bench.rows import KINDS
+        from pyengine.bench.rows import ALL_KINDS, KINDS, ROW_SETS
 
-        for kind, what in KINDS.items():
-            click.echo(f"{kind:18} {what}")
+        for kind, what in ALL_KINDS.items():
+            click.echo(f"{kind:20} {what}{'' if kind in KINDS else ' (if asked for)'}")
+        for name, kinds in ROW_SETS.items():
+            click.echo(f"{name:20} {', '.join(kinds)}")
         return
+    if options["timeline"] is not None:
+        run_timeline(options)
+        return
+    refuse_own_options(options)
+    experiment = asked_experiment(options)
     from pyengine.bench.run import Order, run_benchmark
     from pyengine.bench.summary import faults, in_order, noise, summarise
     from pyengine.bundled import bundled_model
@@ -112,6 +123,10 @@ def command(**options: Any) -> None:
         force=options["force"],
         command=_command_line(sys.argv[1:]),
     )
+    if experiment is not None:
+        run_and_tell(order, experiment, notice)
+        notice(f"results in {order.out}")
+        return
     run = run_benchmark(order, notice)
     rows = in_order(summarise(run.samples))
     wrong = faults(rows)
@@ -136,13 +151,13 @@ def command(**options: Any) -> None:
 
 def _settings(options: dict[str, Any], quick: bool) -> Settings:
     """What was asked for, else the settings for a quick run of the bundled model, else the defaults."""
-    from pyengine.bench.rows import KINDS
+    from pyengine.bench.rows import KINDS, expand
     from pyengine.bench.run import bytes_per_second
     from pyengine.bench.settings import QUICK, Settings
     from pyengine.llama import default_threads
 
     asked = {
-        "kinds": tuple(part.strip() for part in options["rows"].split(",")) if options["rows"] else tuple(KINDS),
+        "kinds": expand([part.strip() for part in options["rows"].split(",")]) if options["rows"] else tuple(KINDS),
         "shares": options["budgets"],
         "n_tokens": options["tokens"],
         "n_prompts": options["prompts"],

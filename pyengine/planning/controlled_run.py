@@ -54,7 +54,7 @@ def budget_of_one_token(shape: ModelShape) -> int:
 
 
 class ControlledRun:
-    """Args: a model with slots for budget_of_one_token, kept by plain LRU and with nothing fetched ahead, and its shape."""
+    """Args: a model with slots for budget_of_one_token, with policy "lru" and look_ahead "off"; and its shape."""
 
     def __init__(self, llm: Llama, shape: ModelShape) -> None:
         assert llm.engine is not None

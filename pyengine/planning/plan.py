@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyengine.advice.profile import load_profile, profile_file
 from pyengine.budget import Budget, available_memory, reserve, resolve
 from pyengine.cache import cache_dir
 from pyengine.planning.measured import Measured
 from pyengine.planning.predict import ExpertCounts, decode_seconds, prefill_seconds
-from pyengine.planning.routing import Routing, routing_of_trace, uniform_routing
+from pyengine.planning.routing import Routing, routing_of_recent, routing_of_trace, uniform_routing
 from pyengine.planning.shape import ModelShape
 from pyengine.traces import Trace, TraceError, load_trace
 
@@ -115,7 +117,7 @@ def default_trace(model: Path) -> Path:
 
 def find_routing(shape: ModelShape, trace: Path | None) -> tuple[Routing, str]:
     """The routing to plan with, and a few words on where it comes from: the trace named, else the model's recorded one
-    if there is a usable one, else uniform.
+    if there is a usable one, else the end of what its profile has seen, else uniform.
 
     Raises:
         OSError, TraceError: the trace that was named cannot be read, or is of another model.
@@ -131,6 +133,11 @@ def find_routing(shape: ModelShape, trace: Path | None) -> tuple[Routing, str]:
         except (OSError, TraceError):
             pass  # it was made by us and can be made again
     info = shape.info
+    with contextlib.suppress(OSError):
+        kept = load_profile(profile_file(shape.path), info)
+        recent = None if kept is None else routing_of_recent(kept.recent, info.n_expert)
+        if recent is not None:
+            return recent, f"the last {len(recent.ids)} tokens of earlier runs"
     return uniform_routing(info.n_layer, info.n_expert, info.n_expert_used), "uniform, no trace of this model yet"
 
 

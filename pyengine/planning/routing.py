@@ -20,6 +20,8 @@ from pyengine.traces import Prompts, Trace
 #: Tokens replayed: enough for hit rates to settle within a percent, and quick.
 MOST_TOKENS = 1200
 _UNIFORM_TOKENS = 300
+#: Fewer tokens of whatever somebody happened to talk about say less than that every expert is as likely.
+_LEAST_RECENT = 200
 #: Of these the first ones only fill the slots.
 _WARM_UP = 0.25
 #: Micro-batches of a prompt that are replayed to see what an earlier one leaves to a later one.
@@ -202,6 +204,14 @@ def _after(prompts: Prompts, token: int, n_layer: int) -> Prompts:
         experts=prompts.experts[begin:],
         pairs=prompts.pairs[begin:],
     )
+
+
+def routing_of_recent(recent: npt.NDArray[np.uint16], n_expert: int) -> Routing | None:
+    """The routing of the last decoded tokens, uint16 [n_token, n_layer, n_expert_used], as a profile keeps them; None
+    if they are too few to say anything. Nothing is known of prompts."""
+    if len(recent) < _LEAST_RECENT:
+        return None
+    return Routing(np.sort(recent, axis=2), n_expert, True, Prompts())
 
 
 def uniform_routing(n_layer: int, n_expert: int, n_expert_used: int, n_token: int = _UNIFORM_TOKENS) -> Routing:

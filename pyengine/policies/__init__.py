@@ -28,8 +28,13 @@ POLICIES: Mapping[str, Callable[[CacheShape], Policy]] = {
 }
 
 
-#: What "auto" is.
+#: What "auto" begins with.
 DEFAULT_POLICY = "lfu"
+
+#: What "auto" chooses among, by replaying the model's recent tokens. On gpt-oss-20b expert-map misses 2 to 8 % fewer
+#: than LFU at 12 and 16 slots per layer, on the bundled model between 18 % more and 8 % fewer; LRU is best with few
+#: slots and balanced routing. ARC, shallow and activation-path were never the best, MRS and next-use never by 3 %.
+CANDIDATES = ("lfu", "expert-map", "lru")
 
 
 def check_wording(name: str) -> None:
@@ -47,4 +52,4 @@ def make_policy(name: str, shape: CacheShape) -> Policy:
     return make(shape)
 
 
-__all__ = ["POLICIES", "CacheShape", "Policy", "make_policy"]
+__all__ = ["CANDIDATES", "POLICIES", "CacheShape", "Policy", "make_policy"]

@@ -12,19 +12,21 @@ from pyengine.predictors.figures import LayerReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {
-    "fresh-gate": "#222222",
-    "fate": "#c44e52",
-    "fate-corrected": "#dd8452",
-    "linear": "#4c72b0",
-    "mlp": "#2a9d5c",
+#: The forms, as they lie over each other: colour, width of the line, size of the mark, words.
+_FORMS = {
+    "fresh-gate": ("#222222", 1.2, 0, "the layer's own router (best possible)"),
+    "fate": ("#c44e52", 1.6, 4, "Fate, plain: its router on an earlier input"),
+    "fate-corrected": ("#e5a050", 1.6, 4, "Fate, corrected for the layers' gains"),
+    "linear": ("#4c72b0", 2.4, 4, "learned, linear"),
+    # Often tried for a few layers only, close to the linear one.
+    "mlp": ("#1f8a4c", 1.6, 8, "learned, two layers"),
 }
-_CONTROL_COLOURS = ("#999999", "#8172b3", "#937860", "#da8bc3")
-_LABELS = {"recall@k": "recall of the experts a token uses", "miss_recall@k": "recall of those that are not resident"}
+_CONTROLS = ("#999999", "#8172b3", "#937860", "#da8bc3")
+_LABELS = {"recall@k": "of the experts a token uses, %", "miss_recall@k": "of those that are not resident, %"}
 
 
 def draw_recall(path: Path, reports: Sequence[LayerReport], title: str) -> None:
-    """Write a PNG: recall@k and, below it, the same on the miss stream, by layer, a column for each distance.
+    """Write a PNG: recall@k and, beside it, the same on the miss stream, by layer, a row for each distance.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -36,16 +38,16 @@ def draw_recall(path: Path, reports: Sequence[LayerReport], title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError('plots need matplotlib: pip install "pyengine[bench]"') from error
-    distances = sorted({r.distance for r in reports if r.distance > 0})
-    figure = Figure(figsize=(1.2 + 5.6 * max(1, len(distances)), 7.2), layout="constrained")
+    distances = sorted({r.distance for r in reports if r.distance > 0}) or [0]
+    panels = [(name, distance) for distance in distances for name in _LABELS]
+    figure = Figure(figsize=(10.0, 0.9 + 3.9 * len(distances)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, max(1, len(distances)), squeeze=False, sharey=True)
-    figure.suptitle(title, fontsize=11)
-    for row, name in enumerate(_LABELS):
-        for column, distance in enumerate(distances or [0]):
-            _panel(axes[row][column], reports, distance, name)
-    handles = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), fontsize=8, ncols=5, loc="outside lower center")
+    axes = figure.subplots(len(distances), len(_LABELS), squeeze=False, sharey=True).ravel()
+    figure.suptitle(f"{title}: experts named before their router has spoken, recall by layer", fontsize=11)
+    for axis, (name, distance) in zip(axes, panels, strict=True):
+        _panel(axis, reports, distance, name)
+    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=8, ncols=3, loc="outside lower center", frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
 
 
@@ -55,20 +57,21 @@ def _panel(axis: Axes, reports: Sequence[LayerReport], distance: int, name: str)
         if report.distance in (0, -1, distance):
             for form, figures in report.figures.items():
                 if name in figures:
-                    lines.setdefault(form, []).append((report.target, figures[name]))
-    controls = [form for form in lines if form not in _COLOURS]
-    colours = _COLOURS | dict(zip(controls, _CONTROL_COLOURS, strict=False))
-    for form, points in lines.items():
+                    lines.setdefault(form, []).append((report.target, 100 * figures[name]))
+    controls = [form for form in lines if form not in _FORMS]
+    for form in sorted(lines, key=lambda form: [*controls, *_FORMS].index(form)):
         # A form that was not tried for a layer has a gap there.
-        tried = dict(points)
+        tried = dict(lines[form])
         points = [(layer, tried.get(layer, float("nan"))) for layer in range(min(tried), max(tried) + 1)]
-        style = ":" if form in controls or form == "fresh-gate" else "-"
-        axis.plot(
-            *zip(*points, strict=True), style, color=colours.get(form, "#bbbbbb"), marker=".", ms=4, lw=1.5, label=form
+        control = form in controls
+        colour, width, mark, words = (
+            (_CONTROLS[controls.index(form) % len(_CONTROLS)], 1.4, 0, form) if control else _FORMS[form]
         )
-    axis.set_ylim(0, 1.03)
+        style = ":" if control or form == "fresh-gate" else "-"
+        axis.plot(*zip(*points, strict=True), style, color=colour, marker=".", ms=mark, lw=width, label=words)
+    axis.set_ylim(0, 103)
     axis.set_xlabel("layer", fontsize=9)
     axis.set_ylabel(_LABELS[name], fontsize=9)
     axis.set_title(f"{distance} layer{'' if distance == 1 else 's'} ahead", fontsize=9)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=8, labelleft=True)
     axis.grid(True, linewidth=0.3, alpha=0.6)

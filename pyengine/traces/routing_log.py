@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -102,21 +101,26 @@ class RoutingLog:
             self._lost = lost
             return []
         n_layer, n_used = self._info.n_layer, self._info.n_expert_used
-        firsts = np.flatnonzero(np.diff(accesses["step"], prepend=-1))
-        if not len(firsts) or len(firsts) % n_layer:  # aborted in the middle
-            return []
+        layers = accesses["layer"].astype(np.int64)
+        firsts = np.flatnonzero(np.diff(layers, prepend=n_layer) < 0)
+        if n_layer == 1:
+            firsts = np.flatnonzero(np.diff(accesses["step"], prepend=-1))
+        ends = np.append(firsts[1:], len(accesses))
+        deepest = int(layers.max(initial=0))  # some models have layers that are never computed
         prompts = []
-        for begin, end in pairwise(np.append(firsts, len(accesses))[::n_layer]):
+        for begin, end in zip(firsts, ends, strict=True):
             part = accesses[begin:end]
+            if int(part["layer"].max()) < deepest:
+                continue  # aborted in the middle
+            # Hits come before misses; and a layer whose matrices are computed apart comes more than once.
+            part = part[np.unique(part["layer"].astype(np.int64) << 16 | part["expert"], return_index=True)[1]]
             pairs = part["tokens"].astype(np.int64)
-            if len(part) == n_layer * n_used and int(pairs.max()) == 1:
-                continue  # one token
-            # Hits come before misses.
-            order = np.lexsort((part["expert"], part["layer"]))
             # llama.cpp drops tokens without output before the last layer's FFN: the first layer has them all.
-            n_token = int(pairs[part["layer"] == 0].sum()) // n_used
+            n_token = int(pairs[part["layer"] == part["layer"].min()].sum()) // n_used
+            if n_token < 2:
+                continue
             counts = np.bincount(part["layer"], minlength=n_layer)
-            prompts.append(Prompt(n_token, counts, part["expert"][order].astype("<u2"), pairs[order]))
+            prompts.append(Prompt(n_token, counts, part["expert"].astype("<u2"), pairs))
         return prompts
 
     def _events(self) -> npt.NDArray[np.void]:

@@ -56,12 +56,15 @@ def test_tokens_and_prompts(llm: Llama) -> None:
 
 
 def test_gate_inputs_are_what_routers_read(llm: Llama) -> None:
-    """The model's own routers, on the recorded inputs, choose the recorded experts, in their order."""
+    """The model's own routers, on the recorded inputs, choose the recorded experts, in their order; also after a prompt,
+    whose last layer is computed for one token alone."""
     from pyengine.predictors.routers import read_routers
 
     assert llm.engine is not None
     recorder = TraceRecorder(llm.engine.routing_log, llm.engine.info, bundled_model(), inputs=True)
-    for token in llm.tokenize(TEXT)[:12]:
+    tokens = llm.tokenize(TEXT)
+    llm.eval(tokens[:5])
+    for token in tokens[5:17]:
         llm.eval([token])
     trace = recorder.trace()
     n_layer, n_used = trace.model.n_layer, trace.model.n_expert_used

@@ -1,0 +1,238 @@
+"""One contest: ways to run one model at one budget, alive at once, that take turns at decoding under one disk limit
+after the other. A round gives each contender of a cell one turn, all with the same number of steps; every second round
+goes backwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyengine.bench import quiet
+from pyengine.bench.cells import Disk, cell_of, contenders, next_round
+from pyengine.bench.cgroups import DiskLimit, block_device, groups
+from pyengine.bench.players import GoneError, Player
+from pyengine.bench.rows import AUTO, MMAP_KINDS, Row, plan_rows
+from pyengine.bench.samples import Sample, decode_figures, same_tokens
+from pyengine.bench.sampling import BenchModel, obstacle, task_of
+from pyengine.bench.settings import Settings
+
+#: Tokens of a player's context: prompt and all its turns.
+CONTEXT = 1024
+
+#: After a turn, until the next player's: OpenMP's threads fall asleep.
+_PAUSE_S = 0.1
+
+#: Steps of a turn at least; steps before the rounds of a cell, in which engines find their way with the disk.
+_LEAST_STEPS, _SETTLING = 2, 2
+
+
+@dataclass(frozen=True)
+class Terms:
+    """
+    Attributes:
+        rounds: of each cell, in one sitting.
+        turn_s: how long a turn of auto should last, and a third of the most that a slower player may take.
+        most_steps: of a turn.
+        warm_s: seconds of decoding at the bare disk before the first cell.
+        patience_s: a player that gives not one token in so many seconds has lost.
+        all_contend: slow baselines have as many turns as good ones.
+    """
+
+    rounds: int = 5
+    turn_s: float = 8.0
+    most_steps: int = 24
+    warm_s: float = 6.0
+    patience_s: float = 120.0
+    all_contend: bool = False
+
+
+@dataclass
+class Contest:
+    """
+    Attributes:
+        share: budget in percent of all experts; of it comes also the memory limit of memory-mapped stock.
+        known: samples of earlier sittings and of this one.
+        probe_mb_per_s: of the bare disk, just before.
+    """
+
+    model: BenchModel
+    share: float
+    kinds: Sequence[str]
+    settings: Settings
+    terms: Terms
+    known: list[Sample] = field(default_factory=list)
+    probe_mb_per_s: float | None = None
+
+    def cell(self, disk: Disk) -> list[Sample]:
+        """What is known of a cell."""
+        return cell_of(self.known, self.model.facts.path.name, self.share, disk)
+
+    def contenders(self, disk: Disk) -> list[str]:
+        """Kinds that deserve another turn in a cell."""
+        return contenders(self.cell(disk), self.kinds, all_contend=self.terms.all_contend)
+
+    def play(
+        self, disks: Sequence[Disk], say: Callable[[str], None], late: Callable[[], bool] = lambda: False
+    ) -> Iterator[Sample]:
+        """Every sample as it is taken.
+
+        Args:
+            disks: the fastest first, so that a player that a slow disk ends is missed least.
+            late: whether time is up: no further round is begun then.
+
+        Raises:
+            CgroupError: no control groups can be made.
+        """
+        wanted = {kind for disk in disks for kind in self.contenders(disk)}
+        rows = {
+            row.kind: row
+            for row in plan_rows(self.model.facts, self.kinds, [self.share], self.share)
+            if row.kind in wanted
+        }
+        with contextlib.ExitStack() as stack:
+            gone: dict[str, GoneError] = {}
+            players: dict[str, Player] = {}
+            for kind in sorted(rows, key=lambda kind: kind != AUTO):
+                try:
+                    if kind in MMAP_KINDS and AUTO in players:
+                        rows[kind] = _as_much_memory(rows[kind], players[AUTO])
+                    players[kind] = self._enter(stack, rows[kind])
+                except GoneError as error:
+                    gone[kind] = error
+                word = f"{gone[kind].status} ({gone[kind]})" if kind in gone else "is ready"
+                say(f"{self}: {kind} {word}")
+            for disk in disks:
+                if late():
+                    return
+                yield from self._cell(disk, rows, players, gone, say, late)
+
+    def _enter(self, stack: contextlib.ExitStack, row: Row) -> Player:
+        """Load one player and let it decode a while. Raises GoneError."""
+        missing = obstacle(self.model, row)
+        if missing:
+            raise GoneError("unsupported", missing)
+        made = stack.enter_context(groups(row.limit, DiskLimit(block_device(self.model.facts.path), None)))
+        quiet.drop_caches(self.model.files)
+        settings = replace(self.settings, n_tokens=CONTEXT - 65, prefill_tokens=1)  # see child.n_ctx_of
+        player = Player(task_of(self.model, row, settings), made, self.settings.sample_limit_s)
+        stack.callback(player.end)
+        player.turn(4 * self.terms.most_steps, self.terms.warm_s, self.terms.patience_s)
+        return player
+
+    def _cell(
+        self,
+        disk: Disk,
+        rows: Mapping[str, Row],
+        players: dict[str, Player],
+        gone: dict[str, GoneError],
+        say: Callable[[str], None],
+        late: Callable[[], bool],
+    ) -> Iterator[Sample]:
+        for player in players.values():
+            player.groups.limit_disk(DiskLimit(block_device(self.model.facts.path), disk.bytes_per_s))
+        steps = self._settle(disk, players, gone)
+        for kind, error in gone.items():
+            if kind in self.contenders(disk):
+                yield self._note(
+                    self._sample(
+                        rows[kind], disk, next_round(self.cell(disk)), 0, status=error.status, reason=str(error)
+                    )
+                )
+        for _ in range(self.terms.rounds):
+            number = next_round(self.cell(disk))
+            order = [kind for kind in self.contenders(disk) if kind in players]
+            for place, kind in enumerate(reversed(order) if number % 2 else order):
+                sample = self._turn(rows[kind], disk, number, place, steps, players, gone)
+                say(f"{self}, {disk}, round {number + 1}, {kind}: {_told(sample)}")
+                yield self._note(sample)
+            if AUTO not in players or late():
+                return
+
+    def _settle(self, disk: Disk, players: dict[str, Player], gone: dict[str, GoneError]) -> int:
+        """Let who contends get used to the disk. Returns the steps of a turn."""
+        seconds = self.terms.turn_s
+        contenders = self.contenders(disk)
+        for kind in [kind for kind in players if kind in contenders]:
+            try:
+                phase = players[kind].turn(_SETTLING, self.terms.turn_s, self.terms.patience_s)
+            except GoneError as error:
+                gone[kind] = error
+                players.pop(kind).end()
+                continue
+            if kind == AUTO or AUTO not in players:
+                seconds = phase["seconds"] / phase["tokens"]
+        return max(_LEAST_STEPS, min(self.terms.most_steps, int(self.terms.turn_s / seconds)))
+
+    def _turn(
+        self,
+        row: Row,
+        disk: Disk,
+        number: int,
+        place: int,
+        steps: int,
+        players: dict[str, Player],
+        gone: dict[str, GoneError],
+    ) -> Sample:
+        time.sleep(_PAUSE_S)
+        try:
+            phase = players[row.kind].turn(steps, 3 * self.terms.turn_s, self.terms.patience_s)
+        except GoneError as error:
+            gone[row.kind] = error
+            players.pop(row.kind).end()
+            return self._sample(row, disk, number, place, status=error.status, reason=str(error))
+        found = decode_figures(phase) | {"exact": self._exact(row, players)}
+        return self._sample(row, disk, number, place, **found)
+
+    def _exact(self, row: Row, players: Mapping[str, Player]) -> str:
+        """Against the first other player of pyengine's, in the texts that both have begun; stock is not judged here."""
+        other = next((p for kind, p in players.items() if kind != row.kind and not kind.startswith("stock")), None)
+        if row.stock or other is None:
+            return ""
+        mine, theirs = players[row.kind].transcript, other.transcript
+        both = sorted(mine.keys() & theirs.keys())
+        return "yes" if same_tokens([mine[n] for n in both], [theirs[n] for n in both]) else "no"
+
+    def _note(self, sample: Sample) -> Sample:
+        self.known.append(sample)
+        return sample
+
+    def _sample(self, row: Row, disk: Disk, number: int, place: int, **found: Any) -> Sample:
+        where = str(disk) if disk.transfer_ratio is None else f"R = {disk.transfer_ratio:g}"
+        known: dict[str, Any] = {
+            "model": self.model.facts.path.name,
+            "row": f"{row.kind} {self.share:g}%, {where}",
+            "kind": row.kind,
+            "share": self.share,
+            "round": number,
+            "order": place,
+            "status": "ok",
+            "reason": "",
+            "budget_bytes": row.budget,
+            "limit_bytes": row.limit,
+            "disk_limit_mb_per_s": disk.bytes_per_s / 1e6 if disk.bytes_per_s else None,
+            "probe_mb_per_s": self.probe_mb_per_s,
+            "transfer_ratio": disk.transfer_ratio,
+            "replay": self.settings.trace.name if self.settings.trace and not row.stock else "",
+        }
+        return Sample(**(known | found))
+
+    def __str__(self) -> str:
+        return f"{self.model.facts.path.name} {self.share:g}%"
+
+
+def _as_much_memory(row: Row, player: Player) -> Row:
+    """A memory-mapped row with no more memory than this player took at its peak: the row's own limit, with room for
+    any program, would hold all of a small model."""
+    peak = player.groups.memory_use().peak
+    return replace(row, limit=min(peak, row.limit)) if peak and row.limit else row
+
+
+def _told(sample: Sample) -> str:
+    if sample.status != "ok":
+        return f"{sample.status} ({sample.reason})"
+    wrong = ", DIFFERENT TOKENS" if sample.exact == "no" else ""
+    return f"{sample.decode_tokens} tokens, {sample.decode_tok_per_s or 0:.3g} tok/s{wrong}"

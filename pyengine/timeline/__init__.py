@@ -1,0 +1,1 @@
+"""Where the time of a decoded token goes: recorded from a running engine, drawn, and written for trace viewers."""
