@@ -13,12 +13,14 @@ from pyengine.advice import foresight
 from pyengine.advice.auto import AutoPolicy
 from pyengine.advice.first_layer import FirstLayer
 from pyengine.advice.keeper import Keeper
+from pyengine.advice.trial import LookAheadTrial
 from pyengine.architectures import MANAGED
 from pyengine.budget import Budget, resolve
 from pyengine.bundles import use_bundle
 from pyengine.errors import UnmanagedModelError, UsageError
 from pyengine.native import ModelInfo, NativeEngine
 from pyengine.policies import check_wording as check_policy
+from pyengine.policies import learned_for
 from pyengine.pressure import PressureWatch
 from pyengine.traces.routing_log import RoutingLog
 
@@ -72,6 +74,7 @@ class ExpertEngine:
                 raise UnmanagedModelError(
                     f"architecture {info.architecture!r} is not managed (yet); its experts stay with stock llama.cpp"
                 )
+            self._learned = learned_for(policy, path, info)
             self._bundle = use_bundle(self._native, path, bundle)
             # "auto" is settled when the rest of the model has taken its memory.
             self._native.start(
@@ -107,9 +110,9 @@ class ExpertEngine:
         if self._native.stats()["slots"] >= self._info.n_experts_total:
             return
         if self._policy == "auto":
-            self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path)
+            self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path, self._learned)
         elif self._policy != "lru":  # the engine's own
-            Keeper(self._native, self._info, self.routing_log, self._policy)
+            Keeper(self._native, self._info, self.routing_log, self._policy, self._learned)
         self._foresight = foresight.look_ahead(self._native, self._info, self._path, self._look_ahead)
         if self._look_ahead != "off":
             profile = None if self._auto is None else self._auto.profile
@@ -117,6 +120,8 @@ class ExpertEngine:
             self._first_layer = FirstLayer(self._native, self._info, self.routing_log, known)
             if self._auto is not None:
                 self._auto.first_layer = self._first_layer
+        if self._look_ahead == "auto":
+            LookAheadTrial(self._native, self.routing_log)
 
     def foresee(self, tokens: Sequence[int]) -> None:
         """These token ids are computed next, together: what their first layer may need is fetched."""

@@ -238,6 +238,10 @@ class NativeEngine:
         rules.preempt, rules.reorder = preempt, reorder
         _check(lib.pye_set_prefetch_rules(self._open(), rules))
 
+    def set_look_ahead(self, on: bool) -> None:
+        """Whether anything is guessed at all, see pye_set_look_ahead."""
+        _check(lib.pye_set_look_ahead(self._open(), on))
+
     def expect(self, layer: int, experts: Sequence[int], *, keep: bool) -> None:
         """Prefetch experts of a layer, likeliest first, see pye_expect. Raises PyengineError if there is none such."""
         ids = ffi.new("uint32_t[]", list(experts))

@@ -294,6 +294,9 @@ PYE_API int32_t pye_set_predictors(pye_engine * engine, const pye_predictor * pr
 
 PYE_API int32_t pye_set_prefetch_rules(pye_engine * engine, const pye_prefetch_rules * rules);
 
+/* Whether anything is guessed at all; 1 at first. What is expected with `keep` is fetched in any case. */
+PYE_API int32_t pye_set_look_ahead(pye_engine * engine, int32_t on);
+
 /* Prefetch experts of a layer that somebody expects, likeliest first: in the layer's next step, under the rules that hold for
  * guesses of predictors; or with `keep` at some time, as far as there are empty slots. */
 PYE_API int32_t pye_expect(pye_engine * engine, uint32_t layer, const uint32_t * experts, size_t n, int32_t keep);

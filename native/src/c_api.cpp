@@ -137,6 +137,10 @@ int32_t pye_set_prefetch_rules(pye_engine * e, const pye_prefetch_rules * rules)
     return guarded([&] { e->engine->set_prefetch_rules(*rules); });
 }
 
+int32_t pye_set_look_ahead(pye_engine * e, int32_t on) {
+    return guarded([&] { e->engine->set_look_ahead(on != 0); });
+}
+
 int32_t pye_expect(pye_engine * e, uint32_t layer, const uint32_t * experts, size_t n, int32_t keep) {
     return guarded([&] { e->engine->expect(layer, experts, n, keep != 0); });
 }

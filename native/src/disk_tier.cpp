@@ -124,7 +124,10 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgenc
             active_since_ = std::chrono::steady_clock::now();
         }
     }
-    work_.notify_all();
+    // One thread for each piece: waking more would take the cores from the kernels for nothing.
+    for (uint32_t i = 0; i < std::min<size_t>(n, threads_.size()); ++i) {
+        work_.notify_one();
+    }
 }
 
 void DiskTier::promote(uint64_t tag) {

@@ -318,6 +318,12 @@ void Engine::set_prefetch_rules(const pye_prefetch_rules & rules) {
     prefetcher_->set_rules(rules);
 }
 
+void Engine::set_look_ahead(bool on) {
+    const auto lock = locked();
+    check_usable();
+    prefetcher_->set_guessing(on);
+}
+
 void Engine::expect(uint32_t layer, const uint32_t * experts, size_t n, bool keep) {
     const auto lock = locked();
     check_usable();

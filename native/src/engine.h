@@ -39,6 +39,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void   set_replay(const int32_t * ids, size_t n_step, size_t n_used);
     void   set_predictors(std::vector<Predictor> predictors);
     void   set_prefetch_rules(const pye_prefetch_rules & rules);
+    void   set_look_ahead(bool on);
     void   expect(uint32_t layer, const uint32_t * experts, size_t n, bool keep);
     void   set_recording(bool ids, bool inputs);
     size_t take_recording(uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity);

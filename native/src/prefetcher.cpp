@@ -178,7 +178,7 @@ bool Prefetcher::adopt(uint32_t layer, uint32_t expert) {
 }
 
 void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inputs) {
-    if (seers_.empty() || inputs.empty()) {
+    if (!guessing_ || seers_.empty() || inputs.empty()) {
         return;
     }
     const auto start = std::chrono::steady_clock::now();
@@ -211,7 +211,7 @@ void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inpu
 }
 
 void Prefetcher::predict_replayed(uint32_t layer, const Replay & replay) {
-    if (rules_.replay_recall < 0.0f) {
+    if (!guessing_ || rules_.replay_recall < 0.0f) {
         return;
     }
     const auto start    = std::chrono::steady_clock::now();
@@ -294,7 +294,9 @@ void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts,
 
 void Prefetcher::expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep) {
     if (!keep) {
-        guess(told_[layer], experts, true);
+        if (guessing_) {
+            guess(told_[layer], experts, true);
+        }
         return;
     }
     SlotStore & store = store_of(layer);

@@ -35,6 +35,7 @@ class Prefetcher {
 
     void set_predictors(std::vector<Predictor> predictors);
     void set_rules(const pye_prefetch_rules & rules);
+    void set_guessing(bool on) { guessing_ = on; }
 
     // Takes every load that has landed between two FFNs.
     void settle();
@@ -120,10 +121,11 @@ class Prefetcher {
     std::vector<Guesser>              told_;     // by layer: what expect() says
     std::vector<Guesser>              replayed_; // by layer
     std::vector<Load>                 loads_;
-    std::vector<uint32_t>             begun_;      // by layer: prefetches since it last spoke
-    std::vector<std::vector<uint8_t>> unused_;     // by class and slot: prefetched and not used yet
-    float                             room_   = 2; // prefetches for one layer that have been found to arrive in time
-    uint32_t                          chance_ = 1; // state of the generator of replayed guesses
+    std::vector<uint32_t>             begun_;  // by layer: prefetches since it last spoke
+    std::vector<std::vector<uint8_t>> unused_; // by class and slot: prefetched and not used yet
+    bool                              guessing_ = true;
+    float                             room_     = 2; // prefetches for one layer that have been found to arrive in time
+    uint32_t                          chance_   = 1; // state of the generator of replayed guesses
 };
 
 } // namespace pye

@@ -15,7 +15,7 @@ from pyengine.advice.first_layer import FirstLayer
 from pyengine.advice.keeper import Keeper
 from pyengine.advice.profile import LEAST_TOKENS, Profile, load_profile, profile_file, update_profile
 from pyengine.native import ModelInfo, NativeEngine
-from pyengine.policies import CANDIDATES, DEFAULT_POLICY
+from pyengine.policies import DEFAULT_POLICY, candidates
 from pyengine.traces.routing_log import RoutingLog
 
 
@@ -23,13 +23,16 @@ class AutoPolicy:
     """
     Args:
         model: its GGUF file, of a split model the first.
+        learned: the file of the policy learned for it; None: there is none.
 
     Attributes:
         profile: what earlier runs have left; None: nothing.
         first_layer: whoever guesses about the first layer; what it learns is kept. None: nobody.
     """
 
-    def __init__(self, native: NativeEngine, info: ModelInfo, log: RoutingLog, model: Path) -> None:
+    def __init__(
+        self, native: NativeEngine, info: ModelInfo, log: RoutingLog, model: Path, learned: Path | None = None
+    ) -> None:
         self._info = info
         self._owner = os.getpid()
         self._path: Path | None = None
@@ -37,8 +40,8 @@ class AutoPolicy:
         with contextlib.suppress(OSError):  # the model file was removed meanwhile
             self._path = profile_file(model)
             self.profile = load_profile(self._path, info)
-        known = self.profile is not None and self.profile.policy in CANDIDATES
-        self._keeper = Keeper(native, info, log, self.profile.policy if self.profile and known else DEFAULT_POLICY)
+        last = "" if self.profile is None else self.profile.policy
+        self._keeper = Keeper(native, info, log, last if last in candidates(learned) else DEFAULT_POLICY, learned)
         self._chooser = Chooser(native, info, self._keeper, self.profile)
         log.listen(self._chooser)  # after the keeper, which a new policy replaces between two tokens
         self.first_layer: FirstLayer | None = None

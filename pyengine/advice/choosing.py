@@ -17,8 +17,9 @@ import numpy.typing as npt
 from pyengine.advice.judging import Question
 from pyengine.advice.keeper import Keeper
 from pyengine.advice.profile import RECENT, Profile
+from pyengine.errors import PyengineError
 from pyengine.native import ModelInfo, NativeEngine
-from pyengine.policies import POLICIES
+from pyengine.policies import is_policy
 from pyengine.traces.routing_log import Prompt, Token
 
 _log = logging.getLogger("pyengine")
@@ -114,7 +115,10 @@ class Chooser:
         wait = self._info.expert_bytes / self._info.n_experts_total / _FAST
         if stats["misses"] >= _ENOUGH:
             wait = stats["stall_ns"] / 1e9 / stats["misses"]
-        question = Question(self.recent(), self._info.n_expert, stats["slots"], self._keeper.policy, wait)
+        learned = self._keeper.learned
+        question = Question(
+            self.recent(), self._info.n_expert, stats["slots"], self._keeper.policy, wait, str(learned or "")
+        )
         self._asked, self._unjudged = self._unjudged, 0
         self._judging = _Judging(question, quiet)
 
@@ -123,8 +127,13 @@ class Chooser:
             return
         self._judged = True
         if answer != self._keeper.policy:
-            _log.info("cache policy: %s instead of %s", answer, self._keeper.policy)
-            self._keeper.switch(answer, self.recent())
+            before = self._keeper.policy
+            try:
+                self._keeper.switch(answer, self.recent())
+            except (OSError, PyengineError) as reason:  # the file of what was learned is gone
+                _log.debug("no cache policy was changed: %s", reason)
+                return
+            _log.info("cache policy: %s instead of %s", answer, before)
 
 
 class _Judging:
@@ -186,7 +195,7 @@ class _Judging:
         answer = json.loads(out)
         _log.debug("cache policies judged: %s", answer)
         policy: str = answer["policy"]
-        return policy if policy in POLICIES else None
+        return policy if is_policy(policy) else None
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pyengine.policies import CANDIDATES, POLICIES, Policy, make_policy
+from pyengine.policies import Policy, candidates, make_policy
 from pyengine.replay.hits import Replay
 from pyengine.replay.layout import Layout, shared_slots
 from pyengine.replay.slots import ReplayedSlots
@@ -46,6 +47,8 @@ class Question:
     """the policy in use"""
     seconds_per_miss: float
     """that decoding waits for a missing expert"""
+    learned: str = ""
+    """the file of what the policy "learned" knows about this model; empty: there is none"""
 
     def pack(self) -> bytes:
         numbers = {key: value for key, value in vars(self).items() if key != "recent"}
@@ -89,8 +92,8 @@ class _Clocked(Policy):
         return found
 
 
-def cost(name: str, recent: npt.NDArray[np.uint16], layout: Layout) -> Cost:
-    """Of the policy of this name. Raises UsageError if there is none such."""
+def cost(name: str, recent: npt.NDArray[np.uint16], layout: Layout, learned: Path | None = None) -> Cost:
+    """Of the policy of this name; see make_policy, also for what it raises."""
     n = len(recent)
     first = int(_WARM_UP * n)
     middle = (first + n) // 2
@@ -100,7 +103,7 @@ def cost(name: str, recent: npt.NDArray[np.uint16], layout: Layout) -> Cost:
         if token in (first, middle):
             missing.append(int(replay.misses().missing.sum()))
 
-    policy = _Clocked(make_policy(name, layout.cache_shape))
+    policy = _Clocked(make_policy(name, layout.cache_shape, learned))
     replay = Replay(Steps(recent, None, None, frozenset(), (), layout.n_expert), layout, policy, note)
     missing.append(int(replay.run().missing.sum()))
     at_first, at_middle, at_end = missing
@@ -108,13 +111,15 @@ def cost(name: str, recent: npt.NDArray[np.uint16], layout: Layout) -> Cost:
     return Cost(halves, policy.seconds / n)
 
 
-def judge(question: Question, candidates: Sequence[str] = CANDIDATES) -> dict[str, Cost]:
-    """Every candidate, and the policy in use."""
+def judge(question: Question, names: Sequence[str] = ()) -> dict[str, Cost]:
+    """Each of these policies, every candidate by default, and the policy in use."""
+    learned = Path(question.learned) if question.learned else None
     n_layer, n_used = question.recent.shape[1:]
     n_token = max(128, _MOST_CELLS // (n_layer * question.n_expert))
     layout = shared_slots(n_layer, question.n_expert, n_used, question.slots)
-    names = dict.fromkeys((question.current, *candidates))
-    return {name: cost(name, question.recent[-n_token:], layout) for name in names if name in POLICIES}
+    wanted = dict.fromkeys((question.current, *(names or candidates(learned))))
+    recent = question.recent[-n_token:]
+    return {name: cost(name, recent, layout, learned) for name in wanted}
 
 
 def choose(current: str, costs: Mapping[str, Cost], seconds_per_miss: float) -> str:

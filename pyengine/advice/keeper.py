@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,17 +21,22 @@ class Keeper:
     """
     Args:
         native: the engine; log: what its routers choose.
-        policy: a name in pyengine.policies.POLICIES.
+        policy: a name in pyengine.policies.POLICIES, or "learned".
+        learned: the file of what was learned for this model, if there is one; see pyengine.policies.learned_for.
 
     Attributes:
-        policy: its name.
+        policy: its name; learned: the file.
 
     Raises:
         UsageError: there is no such policy.
+        OSError, LearnedPolicyError: the file can no longer be used.
     """
 
-    def __init__(self, native: NativeEngine, info: ModelInfo, log: RoutingLog, policy: str) -> None:
+    def __init__(
+        self, native: NativeEngine, info: ModelInfo, log: RoutingLog, policy: str, learned: Path | None = None
+    ) -> None:
         self._native = native
+        self.learned = learned
         self._info = info
         self._shape = (info.n_layer, info.n_expert)
         self._make(policy)
@@ -51,7 +58,10 @@ class Keeper:
         self._advise()
 
     def switch(self, policy: str, recent: npt.NDArray[np.uint16]) -> None:
-        """Go on with another policy, which is shown the last tokens first: uint16 [n, n_layer, n_expert_used]."""
+        """Go on with another policy, which is shown the last tokens first: uint16 [n, n_layer, n_expert_used].
+
+        Raises as the constructor does; then the policy before stays.
+        """
         self._make(policy)
         self._show(recent)
         self._advise()
@@ -78,11 +88,12 @@ class Keeper:
         thread."""
         last = self._last
         if last is not None:
-            self._read(last)
+            self._read(last - last.min())  # what is worth least is not worth reading; odds may all be negative
 
     def _make(self, policy: str) -> None:
         info, slots = self._info, self._native.stats()["slots"]
-        self._policy = make_policy(policy, CacheShape(info.n_layer, info.n_expert, info.n_expert_used, slots))
+        shape = CacheShape(info.n_layer, info.n_expert, info.n_expert_used, slots)
+        self._policy = make_policy(policy, shape, self.learned)
         self.policy = policy
 
     def _show(self, recent: npt.NDArray[np.uint16]) -> None:

@@ -33,7 +33,7 @@ _COUNTERS = (
     *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted"),
 )
 
-#: Layers that simulated guesses look ahead: ProMoE's stride. One layer's computation hides too little of a large expert.
+#: Layers that simulated guesses look ahead: ProMoE's stride. One layer hides too little of a large expert.
 REPLAY_DISTANCE = 2
 
 

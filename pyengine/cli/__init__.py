@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "pyengine.cli.doctor",
     "bench": "pyengine.cli.bench",
     "learn-predictor": "pyengine.cli.learn_predictor",
+    "learn-policy": "pyengine.cli.learn_policy",
 }
 
 EXIT_FAILURE = 1

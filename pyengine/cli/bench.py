@@ -70,7 +70,7 @@ _POSITIVE = click.IntRange(min=1)
     "--recall",
     type=click.FloatRange(0, 1),
     metavar="R",
-    help="With --trace: guesses of the next layer's experts that are right so often (row auto).",
+    help="With --trace: guesses, two layers ahead, that are right so often.",
 )
 @_option("--make-bundles", is_flag=True, help="Make bundles that are missing, for the lru-bundle rows.")
 @_option(

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pyengine.replay.run import Result
 
 _DEFAULT_TOKENS = 20000
+_POLICY_HELP = "Cache policy, also learned:FILE (of `pyengine learn-policy`), with -m just learned.  [default: every]"
 
 
 @click.command("replay", cls=Command, short_help="Say what cache policies and predictors would do with a trace.")
 @click.argument("trace", type=click.Path(path_type=Path))
-@click.option("--policy", "policies", cls=Option, multiple=True, metavar="NAME", help="Cache policy.  [default: every]")
+@click.option("--policy", "policies", cls=Option, multiple=True, metavar="NAME", help=_POLICY_HELP)
 @click.option(
     "--predictor",
     "predictors",
@@ -105,7 +106,7 @@ def command(trace: Path, policies: tuple[str, ...], predictors: tuple[str, ...],
     from pyengine.cli.interrupt import exit_on_interrupt
     from pyengine.cli.output import TerminalSpinner
     from pyengine.errors import UsageError
-    from pyengine.policies import POLICIES
+    from pyengine.policies import LEARNED, POLICIES, policy_file
     from pyengine.replay import sizes
     from pyengine.replay.locality import locality
     from pyengine.replay.plot import draw
@@ -128,6 +129,7 @@ def command(trace: Path, policies: tuple[str, ...], predictors: tuple[str, ...],
             raise UsageError(f"{trace} holds no decoded tokens")
         model = options["model"]
         shape = sizes.read_fitting_shape(model, loaded.model) if model is not None else None
+        wanted = [f"{LEARNED}:{policy_file(model)}" if name == LEARNED and model else name for name in policies]
         layouts = [sizes.layout_of_slots(n, loaded.model) for n in options["slots"]] or [
             sizes.layout_of_budget(b, loaded.model, shape) for b in options["budgets"] or (sizes.DEFAULT_BUDGET,)
         ]
@@ -138,7 +140,7 @@ def command(trace: Path, policies: tuple[str, ...], predictors: tuple[str, ...],
         results = replay_all(
             steps,
             layouts,
-            policies or (*POLICIES, *BOUNDS),
+            wanted or (*POLICIES, *BOUNDS),
             predictors or (NONE,),
             timing,
             Prefetching(options["distance"], options["more"], options["least_chance"]),
@@ -222,8 +224,14 @@ def _table(results: list[Result], gaps: list[float | None]) -> Table:
             cells += [_percent(f.get("stall_share")), _number(f.get("tokens_per_s"))]
         if timed and not predicted:
             cells.append(_number(f.get("bound_tokens_per_s")))
-        table.add_row(result.policy, *([result.predictor] if predicted else []), *cells)
+        table.add_row(_title(result.policy), *([result.predictor] if predicted else []), *cells)
     return table
+
+
+def _title(policy: str) -> str:
+    """Of a file, its name alone."""
+    kind, colon, file = policy.partition(":")
+    return f"{kind}{colon}{Path(file).name:.24}"
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

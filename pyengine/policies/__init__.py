@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from pyengine.errors import UsageError
 from pyengine.policies.activation_path import ActivationPathPolicy
 from pyengine.policies.arc import ArcPolicy
 from pyengine.policies.expert_map import ExpertMapPolicy
+from pyengine.policies.kept import LEARNED, learned_for, load_policy, policy_file
 from pyengine.policies.lfu import LfuPolicy
 from pyengine.policies.lru import LruPolicy
 from pyengine.policies.mrs import MrsPolicy
@@ -15,7 +17,7 @@ from pyengine.policies.next_use import NextUsePolicy
 from pyengine.policies.policy import CacheShape, Policy
 from pyengine.policies.shallow import ShallowPolicy
 
-#: Name -> what makes a policy for a cache.
+#: Name -> what makes a policy for a cache. LEARNED is not among them: it is nothing without a file.
 POLICIES: Mapping[str, Callable[[CacheShape], Policy]] = {
     "lru": LruPolicy,
     "lfu": LfuPolicy,
@@ -37,19 +39,52 @@ DEFAULT_POLICY = "lfu"
 CANDIDATES = ("lfu", "expert-map", "lru")
 
 
+def candidates(learned: Path | None) -> tuple[str, ...]:
+    """CANDIDATES, and LEARNED if there is a file of what was learned for the model."""
+    return CANDIDATES if learned is None else (*CANDIDATES, LEARNED)
+
+
+def is_policy(name: str) -> bool:
+    """Whether it is a name in the table, "learned" or "learned:FILE"."""
+    kind, colon, file = name.partition(":")
+    return name in POLICIES or (kind == LEARNED and bool(file) == bool(colon))
+
+
 def check_wording(name: str) -> None:
-    """Raise UsageError unless it is "auto" or a name in the table."""
-    if name not in ("auto", *POLICIES):
-        raise UsageError(f"there is no cache policy {name!r:.40}; there are auto, {', '.join(POLICIES)}")
+    """Raise UsageError unless it is "auto" or names a policy."""
+    if name != "auto" and not is_policy(name):
+        raise UsageError(f"there is no cache policy {name!r:.40}; there are auto, {', '.join([*POLICIES, LEARNED])}")
 
 
-def make_policy(name: str, shape: CacheShape) -> Policy:
-    """A fresh policy by its name in the table. Raises UsageError if there is none of that name."""
-    try:
-        make = POLICIES[name]
-    except KeyError:
-        raise UsageError(f"there is no cache policy {name!r:.40}; there are {', '.join(POLICIES)}") from None
-    return make(shape)
+def make_policy(name: str, shape: CacheShape, learned: Path | None = None) -> Policy:
+    """A fresh policy.
+
+    Args:
+        name: in the table; or "learned", of which `learned` is the file, or "learned:FILE".
+
+    Raises:
+        UsageError: there is none of that name, or no file of what was learned.
+        OSError, LearnedPolicyError: that file cannot be used.
+    """
+    if not is_policy(name):
+        raise UsageError(f"there is no cache policy {name!r:.40}; there are {', '.join([*POLICIES, LEARNED])}")
+    kind, _, file = name.partition(":")
+    if kind != LEARNED:
+        return POLICIES[name](shape)
+    path = Path(file) if file else learned
+    if path is None:
+        raise UsageError("no file says what the policy learned; `pyengine learn-policy` makes one: learned:FILE")
+    return load_policy(path, shape)
 
 
-__all__ = ["CANDIDATES", "POLICIES", "CacheShape", "Policy", "make_policy"]
+__all__ = [
+    "CANDIDATES",
+    "LEARNED",
+    "POLICIES",
+    "CacheShape",
+    "Policy",
+    "candidates",
+    "learned_for",
+    "make_policy",
+    "policy_file",
+]

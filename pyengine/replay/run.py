@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyengine.errors import UsageError
-from pyengine.policies import POLICIES, make_policy
+from pyengine.policies import LEARNED, POLICIES, is_policy, make_policy
 from pyengine.replay.bounds import belady, sch
 from pyengine.replay.hits import Misses, replay_policy
 from pyengine.replay.layout import Layout
@@ -124,10 +124,14 @@ def replay_all(
     rules: Prefetching,
     say: Callable[[str], None],
 ) -> list[Result]:
-    """Every policy with every predictor at every size, oracles once at each size. Raises UsageError, OSError."""
+    """Every policy with every predictor at every size, oracles once at each size. Raises UsageError, OSError, and
+    LearnedPolicyError: see make_policy."""
     for name in policies:
-        if name not in POLICIES and name not in BOUNDS:
-            raise UsageError(f"there is no cache policy {name!r:.40}; there are {', '.join([*POLICIES, *BOUNDS])}")
+        if not is_policy(name) and name not in BOUNDS:
+            known = (*POLICIES, f"{LEARNED}:FILE", *BOUNDS)
+            raise UsageError(f"there is no cache policy {name!r:.40}; there are {', '.join(known)}")
+        if name not in BOUNDS and name not in POLICIES:
+            make_policy(name, layouts[0].cache_shape)  # a file that cannot be used is said before all the others run
     for name in predictors:
         if make_predictor(name, steps, rules.distance) is not None and timing is None:
             raise UsageError("prefetching needs times: --bandwidth, --compute and --expert-bytes, or -m for the sizes")

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pyengine.policies import CacheShape, learned
-from pyengine.policies.learned import HALF_LIVES, LearnedPolicy, LearnedPolicyError, _Batch, _shuffled
+from pyengine.policies import CacheShape, learned, learning
+from pyengine.policies.batches import Batch, shuffled
+from pyengine.policies.learned import HALF_LIVES, LearnedPolicy, LearnedPolicyError
+from pyengine.policies.learning import fit
 from pyengine.replay.hits import replay_policy
 from pyengine.replay.layout import own_slots, shared_slots
 from pyengine.replay.steps import steps_of
@@ -57,15 +59,17 @@ def _misses(policy: LearnedPolicy, ids: npt.NDArray[np.uint16], slots: int) -> i
 def small() -> Iterator[None]:
     """Few numbers and few steps: enough for a model of 24 experts."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_UNITS": 16, "_WIDTH": 24, "_STEPS": 400, "_PASSES": (4, 8), "_FEWEST": 640}.items():
+        for name, value in {"_UNITS": 16, "_WIDTH": 24}.items():
             patch.setattr(learned, name, value)
+        for name, steps in {"_STEPS": 400, "_PASSES": (4, 8), "FEWEST": 640}.items():
+            patch.setattr(learning, name, steps)
         yield
 
 
 @pytest.fixture(scope="module")
 def fitted(small: None) -> LearnedPolicy:
     policy = LearnedPolicy(SHAPE)
-    assert policy.fit(_trace(_cyclic(3000)))
+    assert fit(policy, _trace(_cyclic(3000)))
     return policy
 
 
@@ -141,14 +145,14 @@ def test_learning_goes_on_from_what_is_known(fitted: LearnedPolicy) -> None:
     policy = LearnedPolicy(SHAPE, fitted.save())
     before = policy.save()
     noise = np.random.default_rng(5).permuted(np.tile(np.arange(12, dtype=np.uint16), (700, 2, 1)), axis=2)[:, :, :2]
-    better = policy.fit(_trace(np.ascontiguousarray(noise)))
+    better = fit(policy, _trace(np.ascontiguousarray(noise)))
     changed = any(not np.array_equal(before[name], a) for name, a in policy.save().items())
     assert better == changed
 
 
 def test_too_short_a_trace_teaches_nothing() -> None:
     policy = LearnedPolicy(SHAPE)
-    assert not policy.fit(_trace(_cyclic(300)))
+    assert not fit(policy, _trace(_cyclic(300)))
     assert policy.save() == {}
 
 
@@ -161,7 +165,7 @@ def test_learning_stops_when_asked() -> None:
         return asked > 3
 
     policy = LearnedPolicy(SHAPE)
-    assert not policy.fit(_trace(_cyclic(2000)), stop)
+    assert not fit(policy, _trace(_cyclic(2000)), stop)
     assert asked == 4 and policy.save() == {}
 
 
@@ -188,7 +192,7 @@ def test_what_does_not_fit_is_refused_whole(fitted: LearnedPolicy, damage: str) 
 
 def test_the_trace_of_another_model_is_refused() -> None:
     with pytest.raises(LearnedPolicyError, match="other numbers of layers"):
-        LearnedPolicy(SHAPE).fit(_trace(_cyclic(1000), n_expert=16))
+        fit(LearnedPolicy(SHAPE), _trace(_cyclic(1000), n_expert=16))
 
 
 def test_averages_never_become_denormal() -> None:
@@ -223,12 +227,12 @@ def test_a_new_text_forgets_the_text_before(fitted: LearnedPolicy) -> None:
 
 
 def test_shuffling_keeps_every_token() -> None:
-    def batches() -> Iterator[_Batch]:
+    def batches() -> Iterator[Batch]:
         for i in range(7):
             rows = np.arange(3 * i, 3 * i + 3, dtype=np.float32)
-            yield _Batch(rows[:, None, None], rows[:, None], rows[:, None], rows[:, None])
+            yield Batch(rows[:, None, None], rows[:, None], rows[:, None], rows[:, None])
 
-    out = list(_shuffled(batches(), np.random.default_rng(0), 4))
+    out = list(shuffled(batches(), np.random.default_rng(0), 4))
     seen = np.concatenate([batch.where[:, 0] for batch in out])
     assert sorted(seen.tolist()) == list(range(21)) and seen.tolist() != list(range(21))
     for batch in out:

@@ -56,8 +56,8 @@ def test_tokens_and_prompts(llm: Llama) -> None:
 
 
 def test_gate_inputs_are_what_routers_read(llm: Llama) -> None:
-    """The model's own routers, on the recorded inputs, choose the recorded experts, in their order; also after a prompt,
-    whose last layer is computed for one token alone."""
+    """The model's own routers, on the recorded inputs, choose the recorded experts, in their order; also after
+    a prompt, whose last layer is computed for one token alone."""
     from pyengine.predictors.routers import read_routers
 
     assert llm.engine is not None
