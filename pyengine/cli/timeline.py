@@ -24,8 +24,9 @@ _OWN = ("ram_budget", "policy", "look_ahead", "bundle")
 #: Options of the benchmark that mean the same here.
 _SHARED = ("timeline", "models", "widened", "tokens", "threads", "trace", "recall", "as_json")
 
-#: Tokens decoded before: slots fill, and the prefetcher learns what its guesses are worth.
-_WARM_UP = 48
+#: Tokens decoded before: slots fill, and the prefetcher learns what its guesses are worth, and whether
+#: looking ahead pays (advice/trial.py).
+_WARM_UP = 96
 _TOKENS = 9
 _PICTURES = (".png", ".svg", ".pdf")
 

@@ -15,7 +15,7 @@ TEXT = b"The lighthouse stood on a rock far out in the sea. Every evening its ke
 
 def test_what_a_token_chose_is_guessed_when_it_comes_again() -> None:
     settings = {"n_ctx": 256, "n_threads": 2, "n_threads_batch": 2}
-    with contextlib.closing(Llama(ram_budget="40%", look_ahead="auto", **settings)) as llama:
+    with contextlib.closing(Llama(ram_budget="40%", look_ahead="fate", **settings)) as llama:
         assert llama.engine is not None and llama.engine.foresight == "fate"
         native = llama.engine.native
         native.set_predictors([])  # only the table guesses
