@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pyengine import Llama
+from pyengine import Llama, bundled_model
+from pyengine.advice.foresight import look_ahead
 from pyengine.bench.child import LoadedModel
 from pyengine.native import SPAN, NativeEngine
 from pyengine.timeline.recording import Recording, record
@@ -36,8 +37,9 @@ class _Watched:
 @pytest.fixture(scope="module")
 def recorded() -> Iterator[tuple[Recording, np.ndarray, int]]:
     """A recording, the events of its tokens, the number of layers."""
-    # Other policies take the events themselves.
-    llm = Llama(ram_budget="40%", policy="lru", look_ahead="fate", n_ctx=256, n_threads=2, n_threads_batch=2)
+    # Other policies, and the first layer's guesses, take the events themselves.
+    llm = Llama(ram_budget="40%", policy="lru", look_ahead="off", n_ctx=256, n_threads=2, n_threads_batch=2)
+    look_ahead(llm.engine.native, llm.engine.info, bundled_model(), "fate")
     try:
         watched = _Watched(llm)
         recording = record(watched, llm.engine.native, llm.tokenize(b"The lighthouse keeper"), 8, N_TOKEN)
