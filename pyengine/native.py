@@ -40,7 +40,7 @@ _ERRORS: dict[int, type[PyengineError]] = {
 EVENT = np.dtype([("step", "<u4"), ("layer", "<u2"), ("expert", "<u2"), ("kind", "<u2"), ("tokens", "<u2")])
 
 
-#: pye_span, see the header: times in nanoseconds since set_timeline(True); `kind` is SPAN_KINDS' place.
+#: pye_span, see the header: times in nanoseconds since set_timeline(True); `kind` is PYE_SPAN_*.
 SPAN = np.dtype(
     [
         ("begin_ns", "<u8"),
@@ -51,7 +51,6 @@ SPAN = np.dtype(
         ("flags", "<u2"),
     ]
 )
-SPAN_KINDS = ("compute", "stall", "demand", "prefetch", "predict", "ffn")
 
 
 @dataclass(frozen=True)

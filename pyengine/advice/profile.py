@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from pyengine.cache import cache_dir
 from pyengine.native import ModelInfo
+from pyengine.whole_file import written_whole
 
 FORMAT, VERSION = "pyengine profile", 1
 
@@ -100,15 +100,9 @@ def update_profile(path: Path, info: ModelInfo, run: Profile) -> None:
         arrays["first_layer"] = profile.first_layer.astype(np.int16)
     numbers = {"n_token": profile.n_token, "policy": profile.policy, "unjudged": profile.unjudged}
     meta = json.dumps(_of(info) | numbers).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        # Not flushed to the disk: should the machine fail now, checksums tell, and the next start is cold.
-        with part.open("wb") as file:
-            np.savez(file, meta=np.frombuffer(meta, np.uint8), **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    # Should the machine fail now, checksums tell, and the next start is cold.
+    with written_whole(path, durable=False) as file:
+        np.savez(file, meta=np.frombuffer(meta, np.uint8), **arrays)
 
 
 def merged(old: Profile | None, run: Profile) -> Profile:

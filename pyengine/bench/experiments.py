@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyengine.bench import quiet
 from pyengine.bench.cells import Disk
 from pyengine.bench.cgroups import Groups, remove_leftovers
 from pyengine.bench.contest import Contest, Terms
 from pyengine.bench.launch import launch
-from pyengine.bench.machine import machine_record
-from pyengine.bench.results import CSV, RECORD, Run, record, write_record
+from pyengine.bench.results import CSV, RECORD, Run, write_record
 from pyengine.bench.rounds import sigterm_as_interrupt
 from pyengine.bench.rows import (
     ACTIVATION_PATH,
@@ -27,7 +25,7 @@ from pyengine.bench.rows import (
     STOCK_MMAP_PLAIN,
     STOCK_RESIDENT,
 )
-from pyengine.bench.run import Order, prepare_models
+from pyengine.bench.run import Order, prepare_models, record_of
 from pyengine.bench.samples import COLUMNS, CsvWriter, Sample, read_samples
 from pyengine.bench.sampling import PROBE_LIMIT_S, BenchModel, probe_of
 from pyengine.bench.settings import Settings
@@ -79,18 +77,8 @@ def run_experiment(order: Order, experiment: Experiment, say: Callable[[str], No
     models = prepare_models(order, say)
     order.out.mkdir(parents=True, exist_ok=True)
     known = _known(order.out / CSV, experiment)
-    busy = (
-        sum(share for share, _ in quiet.other_programs(quiet.WATCH_S)) if order.force else quiet.refuse_busy_machine()
-    )
-    content = record(
-        machine_record(models[0].facts.path.parent),
-        order.settings,
-        models,
-        command=order.command,
-        busy=busy,
-        forced=order.force,
-    )
-    content = _continued(order.out / RECORD, content | {"experiment": experiment.name, "caches": "drop_caches"})
+    content = record_of(order, models) | {"experiment": experiment.name, "caches": "drop_caches"}
+    content = _continued(order.out / RECORD, content)
     write_record(order.out, content)
     remove_leftovers()
     end = time.monotonic() + 60 * experiment.minutes if experiment.minutes is not None else float("inf")

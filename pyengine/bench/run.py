@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyengine.bench import quiet
 from pyengine.bench.bundle_file import find_bundle
@@ -57,17 +58,7 @@ def run_benchmark(order: Order, say: Callable[[str], None]) -> Run:
     models = prepare_models(order, say)
     for folder in (order.out, *([order.report.parent] if order.report else [])):
         folder.mkdir(parents=True, exist_ok=True)
-    busy = (
-        sum(share for share, _ in quiet.other_programs(quiet.WATCH_S)) if order.force else quiet.refuse_busy_machine()
-    )
-    content = record(
-        machine_record(models[0].facts.path.parent),
-        order.settings,
-        models,
-        command=order.command,
-        busy=busy,
-        forced=order.force,
-    )
+    content = record_of(order, models)
     sampler = Sampler(order.settings, order.out)
     samples: list[Sample] = []
     try:
@@ -109,6 +100,21 @@ def prepare_models(order: Order, say: Callable[[str], None]) -> list[BenchModel]
         wanted = any(kind in BUNDLED for kind in settings.kinds)
         models.append(BenchModel(facts, find_bundle(facts, make=order.make_bundles, say=say) if wanted else None))
     return models
+
+
+def record_of(order: Order, models: Sequence[BenchModel]) -> dict[str, Any]:
+    """What is known before the first sample. Raises UsageError if the machine is busy, unless forced."""
+    busy = (
+        sum(share for share, _ in quiet.other_programs(quiet.WATCH_S)) if order.force else quiet.refuse_busy_machine()
+    )
+    return record(
+        machine_record(models[0].facts.path.parent),
+        order.settings,
+        models,
+        command=order.command,
+        busy=busy,
+        forced=order.force,
+    )
 
 
 def import_plotting() -> None:

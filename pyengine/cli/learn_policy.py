@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pyengine.cli.options import Command, Option
+from pyengine.cli.traced_model import traced_model, traced_model_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,15 +30,7 @@ _LEARNED_FROM, _AT_LEAST, _AT_MOST = 0.9, 0.8, 0.95
 
 
 @click.command("learn-policy", cls=Command, short_help="Learn from a trace which experts are worth keeping.")
-@click.argument("trace", type=click.Path(path_type=Path))
-@_option(
-    "-m",
-    "--model",
-    type=click.Path(path_type=Path),
-    env=True,
-    metavar="FILE",
-    help="GGUF model the trace was recorded with (the first file of a split one).  [default: the bundled model]",
-)
+@traced_model_options
 @_option(
     "--slots",
     multiple=True,
@@ -71,7 +64,7 @@ def command(trace: Path, model: Path | None, slots: tuple[int, ...], output: Pat
     recorded = load_trace(trace)
     file = output
     if model is not None or output is None:
-        path = _model(model)
+        path = traced_model(model)
         recorded = _of_model(recorded, path)
         file = output or policy_file(path)
     assert file is not None
@@ -122,17 +115,6 @@ class _Divided(NamedTuple):
     """tokens; the others measure"""
     by_sequence: bool
     """False: no sequence ends near nine tenths, so one is cut"""
-
-
-def _model(given: Path | None) -> Path:
-    """The model file; ggml keeps quiet about a damaged one, which our own error names."""
-    from pyengine import bundled_model, startup
-
-    startup.check()
-    from llama_cpp._logger import set_verbose
-
-    set_verbose(False)
-    return Path(bundled_model()) if given is None else given
 
 
 def _of_model(trace: Trace, path: Path) -> Trace:

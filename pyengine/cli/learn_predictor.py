@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyengine.cli.options import Command, Option
+from pyengine.cli.traced_model import traced_model, traced_model_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,15 +35,7 @@ def _distances(_ctx: click.Context, _option: click.Parameter, text: str) -> tupl
 
 
 @click.command("learn-predictor", cls=Command, short_help="Learn from a trace which experts come next.")
-@click.argument("trace", type=click.Path(path_type=Path))
-@_option(
-    "-m",
-    "--model",
-    type=click.Path(path_type=Path),
-    env=True,
-    metavar="FILE",
-    help="GGUF model the trace was recorded with (the first file of a split one).  [default: the bundled model]",
-)
+@traced_model_options
 @_option(
     "--distance",
     "distances",
@@ -82,10 +75,7 @@ def command(
     Nine tenths of the trace's sequences are learned from; every figure is measured on the rest. The miss columns count
     only experts that an LRU cache of half the experts does not hold: what a prefetcher can gain.
     """
-    from pyengine import bundled_model, startup
-
-    startup.check()
-    from llama_cpp._logger import set_verbose
+    path = traced_model(model)
 
     from pyengine.cli.output import notice
     from pyengine.planning.shape import read_shape
@@ -95,8 +85,6 @@ def command(
     from pyengine.predictors.samples import make_samples
     from pyengine.traces import load_trace
 
-    set_verbose(False)  # what ggml says of a damaged file is in our own error
-    path = Path(bundled_model()) if model is None else model
     info = read_shape(path).info
     recorded = load_trace(trace)
     _check_model(recorded, path, (info.n_layer, info.n_expert, info.n_expert_used))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyengine.cache import cache_dir
 from pyengine.native import built_for
+from pyengine.whole_file import written_whole
 
 _VERSION = 1
 
@@ -88,13 +89,8 @@ def probe_file(model: Path) -> Path:
 
 def save(path: Path, key: dict[str, Any], measured: Measured) -> None:
     """Keep a measurement. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps({"key": key, "measured": asdict(measured)}, indent=1), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path, durable=False) as file:
+        file.write(json.dumps({"key": key, "measured": asdict(measured)}, indent=1).encode())
 
 
 def load(path: Path, key: dict[str, Any]) -> Measured | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pyengine.cache import cache_dir
 from pyengine.errors import UsageError
 from pyengine.policies.learned import LearnedPolicy, LearnedPolicyError
 from pyengine.policies.policy import CacheShape
+from pyengine.whole_file import written_whole
 
 if TYPE_CHECKING:
     from pyengine.native import ModelInfo
@@ -51,16 +51,8 @@ def policy_file(model: Path) -> Path:
 def save_policy(path: Path, model: TracedModel, learned: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write what LearnedPolicy.save() gave; a file of that name is replaced at once or not at all. Raises OSError."""
     meta = json.dumps({"format": FORMAT, "version": VERSION, "model": asdict(model)}).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, meta=np.frombuffer(meta, np.uint8), **dict(learned))  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        np.savez(file, meta=np.frombuffer(meta, np.uint8), **dict(learned))  # type: ignore[arg-type]
 
 
 def load_policy(path: Path, shape: CacheShape) -> LearnedPolicy:

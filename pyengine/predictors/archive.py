@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from pyengine.cache import cache_dir
 from pyengine.errors import one_line
 from pyengine.predictors.predictor import Calibration, Predictor, PredictorError
 from pyengine.traces import TracedModel
+from pyengine.whole_file import written_whole
 
 FORMAT, VERSION = "pyengine predictors", 1
 
@@ -79,17 +79,8 @@ def save_predictors(path: Path, learned: PredictorSet) -> None:
             arrays[f"by_rank_absent_{i}"] = p.calibration.by_rank_absent
         entries.append(entry)
     meta = {"format": FORMAT, "version": VERSION, "model": asdict(learned.model), "predictors": entries}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
 
 
 def load_predictors(path: Path) -> PredictorSet:

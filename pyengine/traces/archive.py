@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tokenize
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from pyengine.errors import one_line
 from pyengine.traces.trace import Prompts, Trace, TracedModel, TraceError
+from pyengine.whole_file import written_whole
 
 FORMAT, VERSION = "pyengine routing trace", 2
 
@@ -60,17 +60,8 @@ def save_trace(path: Path, trace: Trace) -> None:
     meta = {"format": FORMAT, "version": VERSION, "model": asdict(trace.model)}
     arrays = {name: getattr(trace, name) for name in _ARRAYS}
     arrays |= {f"prompt_{name}": getattr(trace.prompts, name) for name in _PROMPT_ARRAYS}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        np.savez_compressed(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
 
 
 def load_trace(path: Path) -> Trace:
