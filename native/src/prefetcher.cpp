@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 namespace pye {
 
@@ -15,6 +16,7 @@ constexpr float kPrior       = 8.0f;  // guesses' worth of belief before there a
 constexpr float kPriorChance = 0.5f;
 constexpr float kMostRoom    = 16.0f;
 
+constexpr uint32_t kStandings = 8;  // parts of a layer's experts, by priority
 constexpr uint32_t kTrial     = 64; // times asked before a predictor may be passed over
 constexpr uint32_t kMemory    = 64; // times asked that count for its worth
 constexpr uint32_t kSkipped   = 16; // one that is passed over is asked once in so many times
@@ -27,6 +29,20 @@ float Prefetcher::Record::chance(uint32_t rank) const {
     const float r = rank < right.size() ? right[rank] : 0.0f;
     const float p = rank < prior.size() ? prior[rank] : kPriorChance;
     return (r + kPrior * p) / (n + kPrior);
+}
+
+float Prefetcher::Record::overall() const {
+    const float n = std::accumulate(tried.begin(), tried.end(), 0.0f);
+    return (std::accumulate(right.begin(), right.end(), 0.0f) + kPrior * kPriorChance) / (n + kPrior);
+}
+
+// Rank and standing taken as independent witnesses: their odds multiply.
+float Prefetcher::Guesser::chance(uint32_t rank, uint32_t standing) const {
+    const auto odds = [](float chance) {
+        return std::clamp(chance, 0.01f, 0.99f) / (1.0f - std::clamp(chance, 0.01f, 0.99f));
+    };
+    const float both = odds(record.chance(rank)) * odds(standings.chance(standing)) / odds(standings.overall());
+    return both / (1.0f + both);
 }
 
 void Prefetcher::Record::add(uint32_t rank, bool was_right) {
@@ -141,6 +157,7 @@ void Prefetcher::judge(Guesser & guesser, uint32_t layer, const std::vector<Want
         const bool right =
             std::any_of(wanted.begin(), wanted.end(), [&g](const Wanted & w) { return w.expert == g.expert; });
         guesser.record.add(g.rank, right);
+        guesser.standings.add(g.standing, right);
         n_right += right;
     }
     stats_.guesses += guesser.pending.size();
@@ -267,6 +284,17 @@ std::vector<uint32_t> Prefetcher::replayed(uint32_t target, const std::vector<in
     return guesses;
 }
 
+// In which part of its layer's experts the policy would keep this one: 0 the first to stay, kStandings - 1 the first to go.
+uint32_t Prefetcher::standing(uint32_t layer, uint32_t expert) const {
+    const ExpertLayer & l     = index_.layers[layer];
+    const SlotStore &   store = *stores_[l.shape_class];
+    uint32_t            above = 0;
+    for (uint32_t other = 0; other < l.n_expert; ++other) {
+        above += store.priority(l.first + other) > store.priority(l.first + expert);
+    }
+    return above * kStandings / l.n_expert;
+}
+
 void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins) {
     const uint32_t target = guesser.target;
     SlotStore &    store  = store_of(target);
@@ -277,7 +305,8 @@ void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts,
     guesser.idle  = true;
     for (uint32_t rank = 0; rank < experts.size(); ++rank) {
         const uint32_t expert = experts[rank];
-        const bool     likely = guesser.record.chance(rank) >= rules_.least_chance;
+        const uint32_t stands = standing(target, expert);
+        const bool     likely = guesser.chance(rank, stands) >= rules_.least_chance;
         guesser.idle          = guesser.idle && !likely;
         if (likely && begins) {
             store.expect(dense(target, expert)); // what is here already stays until its layer has spoken
@@ -285,7 +314,7 @@ void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts,
         if (store.slot_of(dense(target, expert)) != SlotStore::kNone) {
             continue;
         }
-        guesser.pending.push_back({expert, rank});
+        guesser.pending.push_back({expert, rank, stands});
         if (likely && begins && n + 1.0f <= room_ && begin(target, expert, false)) {
             n += 1.0f;
         }

@@ -1,9 +1,9 @@
 // Loads experts that are likely to be needed soon, so that they are there when the router names them. Every prefetch is
 // advice: it may fail, come late or be wrong without harm.
 //
-// A guess is admitted by what it is worth: how often guesses of its rank about absent experts came true of late; and no more
-// are under way than have been found to arrive in time. When a layer's router has spoken, its prefetches are demand loads or
-// are given up (early preemption, ProMoE).
+// A guess is admitted by what it is worth: how often guesses of its rank, and about experts of its standing with the cache
+// policy, came true of late when they were absent; and no more are under way than have been found to arrive in time. When a
+// layer's router has spoken, its prefetches are demand loads or are given up (early preemption, ProMoE).
 //
 // Predictors of the same source and target are alternatives: the one that named more of the missing experts of late has its
 // say, the others are tried now and then; so is one whose guesses are not worth a read.
@@ -75,19 +75,22 @@ class Prefetcher {
     };
     // A guess about a layer that has not spoken yet, of an expert that was absent.
     struct Guess {
-        uint32_t expert, rank;
+        uint32_t expert, rank, standing;
     };
     // How often guesses of each rank came true, old ones fading.
     struct Record {
         std::vector<float> tried, right;
         std::vector<float> prior; // chance of each rank before there are guesses
         float              chance(uint32_t rank) const;
+        float              overall() const;
         void               add(uint32_t rank, bool was_right);
     };
     // Whoever guesses about a layer, and what became of it.
     struct Guesser {
         uint32_t           target = UINT32_MAX;
-        Record             record;
+        Record             record;    // by rank
+        Record             standings; // by the expert's standing in its layer
+        float              chance(uint32_t rank, uint32_t standing) const;
         std::vector<Guess> pending;
         bool               asked   = false; // since the layer last spoke
         float              worth   = 0;     // missing experts named, of late, per time asked
@@ -106,6 +109,7 @@ class Prefetcher {
     std::vector<uint32_t> replayed(uint32_t target, const std::vector<int32_t> & ids);
     void                  give_up(Load & load);
     void                  judge(Guesser & guesser, uint32_t layer, const std::vector<Wanted> & wanted);
+    uint32_t              standing(uint32_t layer, uint32_t expert) const;
     uint32_t              dense(uint32_t layer, uint32_t expert) const { return index_.layers[layer].first + expert; }
     SlotStore &           store_of(uint32_t layer) { return *stores_[index_.layers[layer].shape_class]; }
 

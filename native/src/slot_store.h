@@ -49,6 +49,7 @@ class SlotStore {
     void expect(uint32_t expert) { expected_[expert] = 1; }
     void forget_expected(uint32_t first, uint32_t n);
 
+    float priority(uint32_t expert) const { return priority_[expert]; }
     // One value per expert of the class; NaN counts as zero.
     void set_priorities(const std::vector<float> & priorities);
 

@@ -66,6 +66,11 @@ class ReplayedSlots:
         movable = self._keys != NEVER
         self._keys[movable] = (self._keys[movable] & _USE) | self._above[movable]
 
+    def n_above(self, layer: int, expert: int) -> int:
+        """How many experts of its layer have a higher priority than this one."""
+        first = self.place[layer]
+        return int(np.count_nonzero(self._above[first : first + self.n_expert] > self._above[expert]))
+
     def set_next_uses(self, experts: npt.NDArray[np.int64], priorities: npt.NDArray[np.int64]) -> None:
         """Integer priorities, 0 to 2**32 - 1, for some experts, who are used before the next victim is chosen."""
         self._above[experts] = priorities.astype(np.uint64) << np.uint64(_USE_BITS)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pyengine.policies import Policy
 from pyengine.policies.next_use import NextUsePolicy
-from pyengine.replay.admission import LEAST_CHANCE, Admission
+from pyengine.replay.admission import LEAST_CHANCE, STANDINGS, Admission
 from pyengine.replay.hits import Replay
 from pyengine.replay.layout import Layout
 from pyengine.replay.predictors import Predictor
@@ -61,7 +61,7 @@ class TimedReplay(Replay):
         self._router_s = layer_s * (1 - timing.expert_share)
         self._expert_bytes = float(timing.expert_bytes)
         self._named: dict[int, list[int]] = {}  # by layer to come: experts, the surest first
-        self._guesses: dict[int, list[tuple[int, int]]] = {}  # likewise: (absent expert, rank)
+        self._guesses: dict[int, list[tuple[int, int, int]]] = {}  # likewise: (absent expert, rank, standing)
         self._begun = [0] * steps.n_layer  # prefetches for the layer's next step
         self._held: dict[int, dict[int, int]] = {}  # by layer to come: no victims, with the time of their last use
         self._fresh = bytearray(len(self.slots.here))  # brought by a prefetch, not used yet
@@ -201,12 +201,13 @@ class TimedReplay(Replay):
         named = self._named[layer] = (best[scores[best] > 0] + slots.place[layer]).tolist()
         guesses = self._guesses[layer] = []
         for rank, e in enumerate(named):
-            likely = self._admission.likely(layer, rank)
+            standing = slots.n_above(layer, e) * STANDINGS // slots.n_expert
+            likely = self._admission.likely(layer, rank, standing)
             if slots.here[e]:
                 if likely:
                     self._hold(e, layer)
                 continue
-            guesses.append((e, rank))
+            guesses.append((e, rank, standing))
             if not (likely and self._admission.has_room(self._begun[layer])) or slots.only_pins(group):
                 continue
             if self._claim(e, group):

@@ -199,9 +199,16 @@ def test_room_grows_while_prefetches_arrive_and_shrinks_when_they_do_not() -> No
 def test_each_rank_has_its_own_record() -> None:
     admission = Admission(2, 2, least_chance=0.5)
     for _ in range(30):
-        admission.judge(0, [(7, 0), (8, 1)], {7})
-    assert admission.likely(0, 0) and not admission.likely(0, 1)
-    assert admission.likely(1, 0) and admission.likely(1, 1), "nothing is known of the other layer"
+        admission.judge(0, [(7, 0, 3), (8, 1, 3)], {7})
+    assert admission.likely(0, 0, 3) and not admission.likely(0, 1, 3)
+    assert admission.likely(1, 0, 3) and admission.likely(1, 1, 3), "nothing is known of the other layer"
+
+
+def test_who_stands_well_with_the_policy_is_more_likely() -> None:
+    admission = Admission(1, 1, least_chance=0.5)
+    for _ in range(30):
+        admission.judge(0, [(7, 0, 0), (8, 0, 7)], {7})
+    assert admission.likely(0, 0, 0) and not admission.likely(0, 0, 7)
 
 
 # ---- predictors
