@@ -8,12 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyengine.policies.learned import GAIN, Averages, Floats
-
-#: How far ahead uses count: one n tokens ahead by this to the power n.
-_REACH = 0.85
-#: Tokens that are looked at for it.
-_AHEAD = 20
+from pyengine.policies.adapting import AHEAD, REACH, Floats
+from pyengine.policies.learned import GAIN, Averages
 
 #: Streams of tokens that are learned from at once, and the fewest tokens each of them must have.
 _STREAMS, _LEAST = 256, 64
@@ -53,7 +49,7 @@ def batches(ids: npt.NDArray[np.uint16], starts: npt.NDArray[np.int64], n_expert
     averages = Averages(streams, n_layer * n_expert)
     for begin in range(-_WARM_UP, length, _BLOCK):
         n = min(_BLOCK, length - begin)
-        at = (first + np.arange(begin, begin + n + 1 + _AHEAD)[:, None]) % n_token
+        at = (first + np.arange(begin, begin + n + 1 + AHEAD)[:, None]) % n_token
         used = np.zeros((*at.shape, n_layer, n_expert), np.bool_)
         np.put_along_axis(used, ids[at].astype(np.int64), True, axis=3)
         used = used.reshape(*at.shape, -1)
@@ -63,7 +59,7 @@ def batches(ids: npt.NDArray[np.uint16], starts: npt.NDArray[np.int64], n_expert
             averages.fade()
             averages.sums += used[i][:, None] * GAIN[:, None]
             if begin + i >= 0:
-                known = (left[at[i + 1]] > _AHEAD)[:, None]
+                known = (left[at[i + 1]] > AHEAD)[:, None]
                 uses = averages.sums * averages.scale()[:, :, None]
                 yield Batch(
                     uses, averages.where(), aheads[i].astype(np.float32), (known & ~used[i + 1]).astype(np.float32)
@@ -72,7 +68,7 @@ def batches(ids: npt.NDArray[np.uint16], starts: npt.NDArray[np.int64], n_expert
 
 def _aheads(used: npt.NDArray[np.bool_], n: int) -> npt.NDArray[np.float16]:
     """What comes after each of the tokens 1 to n: float16 [n, ...]."""
-    fade = np.float32(_REACH)
+    fade = np.float32(REACH)
     out = np.empty((n, *used.shape[1:]), np.float16)
     ahead = np.zeros(used.shape[1:], np.float32)
     for i in range(len(used) - 1, 0, -1):

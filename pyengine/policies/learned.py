@@ -10,7 +10,7 @@ p is the position in the text, since the past of the last text says little about
 it. Being odds, the priorities compare across layers too. Only expert ids are needed. s @ embed is linear in s, so a
 token costs a few rows of `embed` and the products of two vectors with small matrices. Before anything is learned only
 the first sum counts, with one set of weights for all experts: frequencies of several half-lives. How the rest is
-learned is in learning.py.
+learned is in learning.py, and how that goes on while the policy is used in adapting.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyengine.errors import PyengineError
+from pyengine.policies.adapting import Adaptation, Floats, Seen
 from pyengine.policies.policy import CacheShape, Policy
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Parameters: TypeAlias = dict[str, Floats]
 
 #: Tokens after which a use counts half; 0: only those of the latest token count. The last _OF_TEXT are of the present
@@ -141,7 +141,8 @@ class LearnedPolicy(Policy):
         n = shape.n_layer * shape.n_expert
         self._first = np.arange(shape.n_layer)[:, None] * shape.n_expert
         self._past = Averages(1, n)
-        self.parameters, self._learned = blank(n), False
+        self.parameters = blank(n)
+        self._adaptation: Adaptation | None = None  # nothing is learned yet
         self._state: Floats = self._past.sums[0] @ self.parameters["embed"]
         self._odds: Floats | None = None
         if learned is not None:
@@ -151,29 +152,35 @@ class LearnedPolicy(Policy):
         self._past.begin_text(np.array([0]))
         self._state[-_OF_TEXT:] = 0
         self._odds = None
+        self._interrupt()
 
     def observe(self, ids: npt.NDArray[np.uint16], weights: npt.NDArray[np.float32] | None) -> None:
         used = (self._first + ids).ravel()
         self._past.fade()
         self._past.sums[0][:, used] += GAIN[:, None]
-        if self._learned:
+        if self._adaptation is not None:
             self._state *= KEEP[:, None]
             self._state += GAIN[:, None] * self.parameters["embed"][used].sum(axis=0)
-        self._odds = self._compute()
+        own, inputs = self._own(), self._inputs()
+        self._odds = self._compute(own, inputs)
+        if self._adaptation is not None:
+            self._adaptation.token(Seen(used, own, inputs))
 
     def observe_prompt(self, pairs: npt.NDArray[np.int64]) -> None:
         """As if the prompt's tokens had been decoded, each with the average of them all."""
         self._past.absorb(pairs, self.shape.n_expert_used)
         self._project()
+        self._interrupt()
 
     def priorities(self) -> Floats:
         if self._odds is None:
-            self._odds = self._compute()
+            self._odds = self._compute(self._own(), self._inputs())
         return self._odds.copy()
 
     def save(self) -> dict[str, npt.NDArray[Any]]:
-        """What was learned: float16 arrays by name, half_lives among them. Empty if nothing was."""
-        if not self._learned:
+        """What is known now, learned from a trace and since: float16 arrays by name, half_lives among them. Empty if
+        nothing was learned."""
+        if self._adaptation is None:
             return {}
         halves: dict[str, npt.NDArray[Any]] = {name: a.astype("<f2") for name, a in self.parameters.items()}
         return {**halves, "half_lives": np.array(HALF_LIVES, "<f2")}
@@ -182,7 +189,7 @@ class LearnedPolicy(Policy):
         """Go on from what save() gave. Raises LearnedPolicyError unless it fits; nothing is changed then."""
         if not learned:
             return
-        arrays = {name: np.asarray(learned[name], np.float32) for name in learned}
+        arrays = {name: np.array(learned[name], np.float32) for name in learned}
         if not _fits(arrays, self.shape.n_layer * self.shape.n_expert):
             raise LearnedPolicyError("what the cache policy learned belongs to another model")
         if not all(np.isfinite(a).all() for a in arrays.values()):
@@ -192,23 +199,36 @@ class LearnedPolicy(Policy):
         self.take(arrays)
 
     def take(self, parameters: Parameters) -> None:
-        """Use what was learned from now on."""
-        self.parameters, self._learned = parameters, True
+        """Use what was learned from now on, and learn on: the arrays are this policy's from now on."""
+        self.parameters = parameters
+        self._adaptation = Adaptation(parameters, len(_LENGTHS))
         self._project()
+
+    def _interrupt(self) -> None:
+        if self._adaptation is not None:
+            self._adaptation.interrupt()
 
     def _project(self) -> None:
         self._state = self._past.sums[0] @ self.parameters["embed"]
         self._odds = None
 
-    def _compute(self) -> Floats:
-        known, past = self.parameters, self._past
-        scale, where = past.scale()[0], past.where()[0]
-        logs = past.sums[0] * scale[:, None]
+    def _own(self) -> Floats:
+        """What the experts' own frequencies say: float32 [x]."""
+        past = self._past
+        logs = past.sums[0] * past.scale()[0][:, None]
         logs += FLOOR
         np.log(logs, out=logs)
-        odds: Floats = (where @ known["mix"]) @ logs
-        if self._learned:
-            odds += where @ known["bias"]
-            inputs = np.concatenate([(self._state * scale[:, None]).ravel(), where])
-            odds += np.tanh(inputs @ known["into"] + known["offset"]) @ known["out"]
+        own: Floats = (past.where()[0] @ self.parameters["mix"]) @ logs
+        return own
+
+    def _inputs(self) -> Floats:
+        """Of the units: float32 [n_in]."""
+        past = self._past
+        return np.concatenate([(self._state * past.scale()[0][:, None]).ravel(), past.where()[0]])
+
+    def _compute(self, own: Floats, inputs: Floats) -> Floats:
+        known, odds = self.parameters, own
+        if self._adaptation is not None:
+            units = np.tanh(inputs @ known["into"] + known["offset"])
+            odds = own + inputs[-len(_LENGTHS) :] @ known["bias"] + units @ known["out"]
         return odds.reshape(self.shape.n_layer, self.shape.n_expert)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyengine.policies.adapting import Floats
 from pyengine.policies.batches import Batch, batches, n_streams, shuffled
 from pyengine.policies.learned import (
     FLOOR,
     HALF_LIVES,
-    Floats,
     LearnedPolicy,
     LearnedPolicyError,
     Parameters,
