@@ -23,6 +23,9 @@ from gguf_tools.placeholder_vocabulary import UNWRITABLE, add_vocabulary
 from gguf_tools.random_weights import ByteArray, RandomWeights
 from gguf_tools.shapes import SHAPES, KeyValue, Shape
 
+#: Values in a block of each type of quantised weights that shapes have (ggml's QK4_0, QK8_0 and QK_MXFP4).
+_BLOCK = 32
+
 
 @dataclass(frozen=True)
 class Synthesis:
@@ -70,20 +73,43 @@ class Synthesis:
                 out.write(bytes(_padded(n) - n))
 
 
-def plan_synthesis(name: str, *, layers: int | None = None, seed: int = 0) -> Synthesis:
+def plan_synthesis(name: str, *, layers: int | None = None, divisor: int = 1, seed: int = 0) -> Synthesis:
     """Prepare a model of a shape by its name.
 
     Args:
         name: of SHAPES.
         layers: blocks, if not as many as the real model has.
+        divisor: what all widths are divided by, see narrowed().
         seed: decides the weights.
 
-    Raises RequestError for an unknown name, or too few layers for any experts.
+    Raises RequestError for an unknown name, too few layers for any experts, or widths that cannot be divided so.
     """
     if name not in SHAPES:
         raise RequestError(f"no shape is called {name}; there are {', '.join(SHAPES)}")
-    shape = SHAPES[name]
+    shape = narrowed(SHAPES[name], divisor, name)
     return plan_shape(shape if layers is None else replace(shape, n_layer=layers), name, seed)
+
+
+def narrowed(shape: Shape, divisor: int, name: str) -> Shape:
+    """A shape with 1 / divisor of the values in the residual, of the heads and of the neurons: experts are smaller by
+    the square of the divisor, their number and the vocabulary stay. Raises RequestError where no whole number, or no
+    whole blocks of quantised values, would come out."""
+    heads = {"n_head": shape.n_head, "n_head_kv": shape.n_head_kv}
+    if shape.n_head_kv == 1:
+        del heads["n_head_kv"]  # one for all
+    widths = {"n_embd": shape.n_embd, "n_ff": shape.n_ff, "n_ff_exp": shape.n_ff_exp}
+    uneven = [key for key, n in heads.items() if n % divisor]
+    uneven += [key for key, n in widths.items() if n % (divisor * _BLOCK)]
+    if uneven:
+        raise RequestError(f"{name} cannot be divided by {divisor}: its {uneven[0]} is {getattr(shape, uneven[0])}")
+    return replace(
+        shape,
+        n_head=shape.n_head // divisor,
+        n_head_kv=max(1, shape.n_head_kv // divisor),
+        n_embd=shape.n_embd // divisor,
+        n_ff=shape.n_ff // divisor,
+        n_ff_exp=shape.n_ff_exp // divisor,
+    )
 
 
 def plan_shape(shape: Shape, name: str, seed: int) -> Synthesis:

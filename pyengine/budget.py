@@ -17,8 +17,14 @@ _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?")
 _SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
-#: Left to everything else when the budget is "auto": a tenth of the memory, within these bounds, bytes.
-_RESERVE_SHARE, _LEAST_RESERVE, _MOST_RESERVE = 0.10, 256 << 20, 4 << 30
+#: Left to everything else when the budget is "auto": share of the memory, at least and at most so many bytes. A machine
+#: is everybody's; a control group's limit is mostly ours, and what is left there is for this process to grow.
+_OF_MACHINE = (0.10, 256 << 20, 4 << 30)
+_OF_GROUP = (0.05, 24 << 20, 4 << 30)
+
+#: In a control group also the choosing of a policy takes memory of ours (a process beside this one), bytes; at most
+#: this share of what could be slots. With every expert in a slot there is nothing to choose.
+_CHOOSING, _MOST_FOR_CHOOSING = 64 << 20, 0.25
 
 
 def resolve(budget: Budget, *, slot_bytes: int, least: int, available: int | None = None) -> int:
@@ -37,10 +43,16 @@ def resolve(budget: Budget, *, slot_bytes: int, least: int, available: int | Non
     if wanted is None:
         if available is None:
             available = available_memory()
-        return max(least, min(slot_bytes, available - reserve()))
+        return max(least, _most_slots(slot_bytes, available - reserve()))
     if wanted < least:
         raise BudgetError(f"ram_budget {budget!r} is {wanted:,} bytes; this model needs at least {least:,}")
     return min(wanted, slot_bytes)
+
+
+def _most_slots(slot_bytes: int, spare: int) -> int:
+    if spare >= slot_bytes or not _group_limits():
+        return min(slot_bytes, spare)
+    return spare - min(_CHOOSING, int(_MOST_FOR_CHOOSING * max(0, spare)))
 
 
 def check_wording(budget: Budget) -> None:
@@ -70,8 +82,15 @@ def _wanted(budget: Budget, slot_bytes: int) -> int | None:
 
 
 def reserve() -> int:
-    """Bytes to leave free for the system and other programs."""
-    return max(_LEAST_RESERVE, min(_MOST_RESERVE, int(_RESERVE_SHARE * memory_limit())))
+    """Bytes to leave free: for the system and other programs, or in a control group that is smaller than the machine,
+    for what this process itself will need beside its slots."""
+    share, least, most = _OF_GROUP if _group_limits() else _OF_MACHINE
+    return max(least, min(most, int(share * memory_limit())))
+
+
+def _group_limits() -> bool:
+    """Whether it is a control group that limits this process, and not the machine's memory."""
+    return memory_limit() < int(psutil.virtual_memory().total)
 
 
 def memory_limit() -> int:

@@ -13,9 +13,12 @@ from gguf_tools.shapes import SHAPES
 @click.argument("shape", metavar="SHAPE", type=click.Choice(list(SHAPES)))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--layers", type=click.IntRange(1, 512), metavar="N", help="Layers, if not as many as the real model.")
+@click.option(
+    "--divide", type=click.IntRange(1, 64), default=1, metavar="N", help="Make all widths smaller by this factor."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides the weights.")
 @click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists.")
-def command(shape: str, target: Path, layers: int | None, seed: int, force: bool) -> None:
+def command(shape: str, target: Path, layers: int | None, divide: int, seed: int, force: bool) -> None:
     """Write OUT, a model with the sizes and types of a real one and random weights, for measuring speed.
 
     Its text is meaningless, and so is its routing: take expert ids from a trace. The vocabulary has the real number of
@@ -29,11 +32,12 @@ def command(shape: str, target: Path, layers: int | None, seed: int, force: bool
     from gguf_tools.synthesize import plan_synthesis
 
     check_free(target, force=force)
-    synthesis = plan_synthesis(shape, layers=layers, seed=seed)
+    synthesis = plan_synthesis(shape, layers=layers, divisor=divide, seed=seed)
     with byte_progress(f"Writing {target.name}", synthesis.tensor_bytes) as advance:
         synthesis.write(target, advance, force=force)
     n_layer = synthesis.shape.n_layer
+    narrower = "" if divide == 1 else f", 1/{divide} as wide"
     click.echo(
         f"{target}: {synthesis.file_bytes / 1e9:.2f} GB, {n_layer} layer{'' if n_layer == 1 else 's'} in the shape of "
-        f"{shape}; random weights, text meaningless"
+        f"{shape}{narrower}; random weights, text meaningless"
     )

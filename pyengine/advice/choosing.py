@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -212,6 +213,8 @@ def _start() -> subprocess.Popen[bytes]:
     # program of many threads.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+    with contextlib.suppress(OSError):  # where memory ends, this process goes and not the model's
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
     if hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))

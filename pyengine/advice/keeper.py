@@ -13,6 +13,8 @@ from pyengine.traces.routing_log import Prompt, RoutingLog, Token
 
 #: Recent tokens that a policy is shown when it takes over: further back the best of them hardly remember.
 _SHOWN = 256
+#: So few tokens together may be one each of several sequences, which is no new text.
+_SEVERAL = 16
 #: Tokens of a prompt as long as whose uses what is known of a model counts.
 _PRIOR = 500
 
@@ -53,7 +55,8 @@ class Keeper:
         pairs = np.zeros(self._shape, np.int64)
         layers = np.repeat(np.arange(self._shape[0]), prompt.counts)
         pairs[layers, prompt.experts] = prompt.pairs
-        self._policy.begin_sequence()
+        if prompt.tokens > _SEVERAL:
+            self._policy.begin_sequence()
         self._policy.observe_prompt(pairs)
         self._advise()
 

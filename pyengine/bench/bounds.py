@@ -10,10 +10,14 @@ The bandwidth needed for a hit rate of at least 99 % and waiting of at most 5 % 
 computing, (M - x) e / b <= T; the late ones are waited for, x e / b <= T * 5 / 95; and hits allow x <= A / 100.
 The most lateness that helps is x = min(M / 20, A / 100), so that b = (M - x) e / T. This takes every guess to be right
 and made early enough, and reads spread evenly over the layers: a bound again, not a forecast.
+
+The ceiling of a contest's cell: no scheme decodes a token in less than max(T, B * e / b), B the misses of Belady with
+the same slots on the same texts, because whoever fetches ahead must read them all the same.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +62,45 @@ def needed_bandwidth(misses: float, accesses: float, record_bytes: float, comput
     """Bytes per second, see the module. misses, accesses: per token; compute_s: of a token."""
     late = min(WAITING * misses, (1 - HITS) * accesses)
     return (misses - late) * record_bytes / compute_s
+
+
+@dataclass(frozen=True)
+class LeastTime:
+    """Seconds per token that no scheme can do without, in one cell of a contest: compute_s, T of stock-resident;
+    read_s, B * e / b."""
+
+    compute_s: float
+    read_s: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute_s, self.read_s)
+
+    def ceiling(self, tok_per_s: float) -> float:
+        """The most that any scheme's speed can be over a baseline's."""
+        return 1 / tok_per_s / self.seconds
+
+
+def least_time(cell: Sequence[Sample], samples: Sequence[Sample], record: Mapping[str, Any]) -> LeastTime | None:
+    """None without a turn of stock-resident, or where nothing is known of Belady's misses.
+
+    Args:
+        cell: the samples of one cell; its bandwidth is the lower one of the disk's limit and of what the disk gave
+            (medians).
+        samples: all of the run.
+        record: of the run: models, and belady as belady_misses.record_misses() returns it.
+    """
+    model, share = cell[0].model, cell[0].share
+    speeds = [s.decode_tok_per_s for s in samples if s.model == model and s.kind == STOCK_RESIDENT]
+    resident = [speed for speed in speeds if speed]
+    misses = [m["misses_per_token"] for m in record.get("belady", ()) if (m["model"], m["share"]) == (model, share)]
+    limits = [s.disk_limit_mb_per_s for s in cell if s.disk_limit_mb_per_s]
+    probes = [s.probe_mb_per_s for s in cell if s.probe_mb_per_s]
+    known = [statistics.median(found) for found in (limits, probes) if found]
+    if not resident or not misses or not known:
+        return None
+    facts = next(facts for facts in record["models"] if facts["name"] == model)
+    return LeastTime(1 / statistics.median(resident), misses[0] * facts["record_bytes"] / (1e6 * min(known)))
 
 
 def bounds(samples: Sequence[Sample], facts: Mapping[str, Any]) -> Iterator[Bound]:

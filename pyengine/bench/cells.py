@@ -6,11 +6,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from pyengine.bench.rows import AUTO
+from pyengine.bench.rows import OURS
 from pyengine.bench.samples import Sample
 
 #: A baseline with less than this share of the best one's speed cannot be the best, and has one turn in a cell only.
 _CONTENDS = 0.5
+
+#: Nor can one with less than this share of it in two turns or more, none as fast as any turn of the best one.
+_SURELY_CONTENDS = 1 / 1.5
 
 
 class Disk(NamedTuple):
@@ -47,24 +50,49 @@ def cell_of(samples: Iterable[Sample], model: str, share: float, disk: Disk) -> 
 
 
 def contenders(cell: Sequence[Sample], kinds: Sequence[str], *, all_contend: bool = False) -> list[str]:
-    """Kinds that deserve another turn in a cell: auto, who has had none yet, and baselines that may be the best.
+    """Kinds that deserve another turn in a cell: ours, who has had none yet, and baselines that may be the best.
 
     Args:
         all_contend: slow baselines, too, as long as they live.
     """
     speeds = {kind: [s.decode_tok_per_s or 0.0 for s in cell if s.kind == kind] for kind in kinds}
     medians = {kind: statistics.median(found) for kind, found in speeds.items() if found}
-    best = max((speed for kind, speed in medians.items() if kind != AUTO), default=0.0)
+    baselines = [kind for kind in medians if kind not in OURS]
+    best = max(baselines, key=medians.__getitem__, default="")
     gone = {sample.kind for sample in cell if sample.status != "ok"}
     return [
         kind
         for kind in kinds
-        if kind == AUTO
+        if kind in OURS
         or kind not in medians
-        or (kind not in gone and (all_contend or medians[kind] >= _CONTENDS * best))
+        or (kind not in gone and (all_contend or _may_be_best(speeds[kind], speeds[best])))
     ]
+
+
+def left_behind(
+    samples: Iterable[Sample], model: str, share: float, kinds: Sequence[str], *, all_contend: bool = False
+) -> set[str]:
+    """Kinds that no longer contend in some cell of a model and budget: in the others one turn, without getting used to
+    the disk first, will do."""
+    cells: dict[Cell, list[Sample]] = {}
+    for sample in samples:
+        if (sample.model, sample.share) == (model, share):
+            cells.setdefault(Cell.of(sample), []).append(sample)
+    return {
+        kind
+        for cell in cells.values()
+        for kind in set(kinds).difference(contenders(cell, kinds, all_contend=all_contend))
+    }
+
+
+def _may_be_best(speeds: Sequence[float], of_best: Sequence[float]) -> bool:
+    share = statistics.median(speeds) / (statistics.median(of_best) or 1.0)
+    if share < _CONTENDS:
+        return False
+    apart = min(len(speeds), len(of_best)) > 1 and max(speeds) < min(of_best)
+    return not (apart and share < _SURELY_CONTENDS)
 
 
 def next_round(cell: Iterable[Sample]) -> int:
     """The number of a cell's next round."""
-    return max((sample.round + 1 for sample in cell if sample.kind == AUTO), default=0)
+    return max((sample.round + 1 for sample in cell if sample.kind in OURS), default=0)

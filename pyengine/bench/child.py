@@ -131,7 +131,7 @@ def load(task: Task, n_ctx: int) -> Any:
     advice = ADVICE[task.kind]
     llm = _imported("pyengine")(
         task.model,
-        ram_budget=task.budget,
+        ram_budget=advice.ram_budget or task.budget,
         bundle=task.bundle,
         policy=advice.policy,
         look_ahead=advice.look_ahead,

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyengine.bench import quiet
-from pyengine.bench.cells import Disk, cell_of, contenders, next_round
+from pyengine.bench.cells import Disk, cell_of, contenders, left_behind, next_round
 from pyengine.bench.cgroups import DiskLimit, block_device, groups
 from pyengine.bench.players import GoneError, Player
-from pyengine.bench.rows import AUTO, MMAP_KINDS, Row, plan_rows
+from pyengine.bench.rows import AUTO, AUTO_MEMORY, MMAP_KINDS, OURS, Row, plan_rows
 from pyengine.bench.samples import Sample, decode_figures, same_tokens
 from pyengine.bench.sampling import BenchModel, obstacle, task_of
 from pyengine.bench.settings import Settings
@@ -26,6 +26,12 @@ CONTEXT = 1024
 #: After a turn, until the next player's: OpenMP's threads fall asleep.
 _PAUSE_S = 0.1
 
+#: Who has as much memory as auto took with its share of experts.
+_SAME_MEMORY = (AUTO_MEMORY, *MMAP_KINDS)
+
+#: A player that is so many times slower than auto has lost; nobody is given up within so many seconds.
+_HOPELESS, _LEAST_PATIENCE_S = 10, 10.0
+
 #: Steps of a turn at least; steps before the rounds of a cell, in which engines find their way with the disk.
 _LEAST_STEPS, _SETTLING = 2, 2
 
@@ -34,11 +40,11 @@ _LEAST_STEPS, _SETTLING = 2, 2
 class Terms:
     """
     Attributes:
-        rounds: of each cell, in one sitting.
+        rounds: of each cell, in all sittings together.
         turn_s: how long a turn of auto should last, and a third of the most that a slower player may take.
         most_steps: of a turn.
         warm_s: seconds of decoding at the bare disk before the first cell.
-        patience_s: a player that gives not one token in so many seconds has lost.
+        patience_s: a player that gives not one token in so many seconds has lost; sooner where auto is fast.
         all_contend: slow baselines have as many turns as good ones.
     """
 
@@ -54,7 +60,8 @@ class Terms:
 class Contest:
     """
     Attributes:
-        share: budget in percent of all experts; of it comes also the memory limit of memory-mapped stock.
+        share: budget in percent of all experts; the memory that auto takes with it is the limit of who has no share
+            of its own: memory-mapped stock, and auto-memory.
         known: samples of earlier sittings and of this one.
         probe_mb_per_s: of the bare disk, just before.
     """
@@ -70,6 +77,10 @@ class Contest:
     def cell(self, disk: Disk) -> list[Sample]:
         """What is known of a cell."""
         return cell_of(self.known, self.model.facts.path.name, self.share, disk)
+
+    def open(self, disk: Disk) -> bool:
+        """Whether a cell still lacks rounds."""
+        return next_round(self.cell(disk)) < self.terms.rounds
 
     def contenders(self, disk: Disk) -> list[str]:
         """Kinds that deserve another turn in a cell."""
@@ -87,6 +98,7 @@ class Contest:
         Raises:
             CgroupError: no control groups can be made.
         """
+        disks = [disk for disk in disks if self.open(disk)]
         wanted = {kind for disk in disks for kind in self.contenders(disk)}
         rows = {
             row.kind: row
@@ -96,10 +108,15 @@ class Contest:
         with contextlib.ExitStack() as stack:
             gone: dict[str, GoneError] = {}
             players: dict[str, Player] = {}
-            for kind in sorted(rows, key=lambda kind: kind != AUTO):
+            limit: int | None = None
+            # Auto first, because what it took is the limit of others; those last, so that auto has chosen its policy.
+            for kind in sorted(rows, key=lambda kind: (kind in _SAME_MEMORY) - (kind == AUTO)):
+                if late():
+                    return
                 try:
-                    if kind in MMAP_KINDS and AUTO in players:
-                        rows[kind] = _as_much_memory(rows[kind], players[AUTO])
+                    if kind in _SAME_MEMORY and AUTO in players:
+                        limit = limit or players[AUTO].groups.memory_use().peak
+                        rows[kind] = _with_at_most(rows[kind], limit)
                     players[kind] = self._enter(stack, rows[kind])
                 except GoneError as error:
                     gone[kind] = error
@@ -134,7 +151,7 @@ class Contest:
     ) -> Iterator[Sample]:
         for player in players.values():
             player.groups.limit_disk(DiskLimit(block_device(self.model.facts.path), disk.bytes_per_s))
-        steps = self._settle(disk, players, gone)
+        steps, patience = self._settle(disk, players, gone)
         for kind, error in gone.items():
             if kind in self.contenders(disk):
                 yield self._note(
@@ -142,30 +159,37 @@ class Contest:
                         rows[kind], disk, next_round(self.cell(disk)), 0, status=error.status, reason=str(error)
                     )
                 )
-        for _ in range(self.terms.rounds):
+        while self.open(disk):
             number = next_round(self.cell(disk))
             order = [kind for kind in self.contenders(disk) if kind in players]
             for place, kind in enumerate(reversed(order) if number % 2 else order):
-                sample = self._turn(rows[kind], disk, number, place, steps, players, gone)
+                sample = self._turn(rows[kind], disk, number, place, steps, patience, players, gone)
                 say(f"{self}, {disk}, round {number + 1}, {kind}: {_told(sample)}")
                 yield self._note(sample)
-            if AUTO not in players or late():
+            if late() or not any(kind in players for kind in OURS):
                 return
 
-    def _settle(self, disk: Disk, players: dict[str, Player], gone: dict[str, GoneError]) -> int:
-        """Let who contends get used to the disk. Returns the steps of a turn."""
-        seconds = self.terms.turn_s
+    def _settle(self, disk: Disk, players: dict[str, Player], gone: dict[str, GoneError]) -> tuple[int, float]:
+        """Let who contends get used to the disk, but for who is hopeless there by what it did on faster ones.
+
+        Returns:
+            The steps of a turn, and the seconds that a player may take for a token.
+        """
+        seconds, patience = self.terms.turn_s, self.terms.patience_s
         contenders = self.contenders(disk)
-        for kind in [kind for kind in players if kind in contenders]:
+        where = (self.model.facts.path.name, self.share)
+        idle = left_behind(self.known, *where, self.kinds, all_contend=self.terms.all_contend)
+        for kind in [kind for kind in players if kind in contenders and kind not in idle]:
             try:
-                phase = players[kind].turn(_SETTLING, self.terms.turn_s, self.terms.patience_s)
+                phase = players[kind].turn(_SETTLING, self.terms.turn_s, patience)
             except GoneError as error:
                 gone[kind] = error
                 players.pop(kind).end()
                 continue
             if kind == AUTO or AUTO not in players:
                 seconds = phase["seconds"] / phase["tokens"]
-        return max(_LEAST_STEPS, min(self.terms.most_steps, int(self.terms.turn_s / seconds)))
+                patience = min(self.terms.patience_s, max(_LEAST_PATIENCE_S, _HOPELESS * seconds))
+        return max(_LEAST_STEPS, min(self.terms.most_steps, int(self.terms.turn_s / seconds))), patience
 
     def _turn(
         self,
@@ -174,17 +198,20 @@ class Contest:
         number: int,
         place: int,
         steps: int,
+        patience: float,
         players: dict[str, Player],
         gone: dict[str, GoneError],
     ) -> Sample:
         time.sleep(_PAUSE_S)
         try:
-            phase = players[row.kind].turn(steps, 3 * self.terms.turn_s, self.terms.patience_s)
+            phase = players[row.kind].turn(steps, 3 * self.terms.turn_s, patience)
         except GoneError as error:
             gone[row.kind] = error
             players.pop(row.kind).end()
             return self._sample(row, disk, number, place, status=error.status, reason=str(error))
         found = decode_figures(phase) | {"exact": self._exact(row, players)}
+        if not row.stock:
+            found["budget_bytes"] = players[row.kind].budget
         return self._sample(row, disk, number, place, **found)
 
     def _exact(self, row: Row, players: Mapping[str, Player]) -> str:
@@ -224,10 +251,9 @@ class Contest:
         return f"{self.model.facts.path.name} {self.share:g}%"
 
 
-def _as_much_memory(row: Row, player: Player) -> Row:
-    """A memory-mapped row with no more memory than this player took at its peak: the row's own limit, with room for
-    any program, would hold all of a small model."""
-    peak = player.groups.memory_use().peak
+def _with_at_most(row: Row, peak: int | None) -> Row:
+    """A row with no more memory than auto took at its peak: the row's own limit, with room for any program, would hold
+    all of a small model."""
     return replace(row, limit=min(peak, row.limit)) if peak and row.limit else row
 
 

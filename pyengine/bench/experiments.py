@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyengine.bench.belady_misses import record_misses
 from pyengine.bench.cells import Disk
 from pyengine.bench.cgroups import Groups, remove_leftovers
 from pyengine.bench.contest import Contest, Terms
@@ -19,6 +20,7 @@ from pyengine.bench.rounds import sigterm_as_interrupt
 from pyengine.bench.rows import (
     ACTIVATION_PATH,
     AUTO,
+    AUTO_MEMORY,
     LRU_BUNDLE,
     ON_DEMAND,
     STOCK_MMAP,
@@ -35,7 +37,7 @@ NEVER_SLOWER, PAPERS = "never-slower", "papers"
 
 #: Who plays.
 CONTESTANTS: dict[str, tuple[str, ...]] = {
-    NEVER_SLOWER: (AUTO, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_MMAP),
+    NEVER_SLOWER: (AUTO_MEMORY, AUTO, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_MMAP),
     PAPERS: (AUTO, LRU_BUNDLE, ACTIVATION_PATH, ON_DEMAND),
 }
 
@@ -65,7 +67,8 @@ class Experiment:
 
 
 def run_experiment(order: Order, experiment: Experiment, say: Callable[[str], None]) -> Run:
-    """Measure, and add to what is in the folder. Contests of which least is known come first.
+    """Measure, and add to what is in the folder: contests of which least is known first, cells that have their rounds
+    not again.
 
     Raises:
         UsageError: the order cannot be carried out as it stands, or the machine is busy.
@@ -79,6 +82,8 @@ def run_experiment(order: Order, experiment: Experiment, say: Callable[[str], No
     known = _known(order.out / CSV, experiment)
     content = record_of(order, models) | {"experiment": experiment.name, "caches": "drop_caches"}
     content = _continued(order.out / RECORD, content)
+    if experiment.name == PAPERS:
+        content["belady"] = record_misses(models, order.settings, order.out, content.get("belady", ()), say)
     write_record(order.out, content)
     remove_leftovers()
     end = time.monotonic() + 60 * experiment.minutes if experiment.minutes is not None else float("inf")
@@ -115,6 +120,9 @@ def _samples(
     for contest in sorted(contests, key=lambda contest: _n_known(contest, known)):
         if late():
             return
+        if _done(contest, experiment):
+            say(f"{contest}: all cells have {experiment.terms.rounds} rounds")
+            continue
         probed = _probe(contest.model, settings)
         if experiment.name == NEVER_SLOWER:
             disks = [Disk(limit) for limit in experiment.disks]
@@ -143,6 +151,13 @@ def ratio_disks(
             continue
         disks.append(Disk(limit, ratio))
     return disks
+
+
+def _done(contest: Contest, experiment: Experiment) -> bool:
+    """Whether no cell lacks rounds. Which ratios the disk allows is not known before it is probed: they are not."""
+    if experiment.name != NEVER_SLOWER:
+        return False
+    return not any(contest.open(Disk(limit)) for limit in experiment.disks)
 
 
 def _resident(contest: Contest, say: Callable[[str], None]) -> Sample:
@@ -182,6 +197,7 @@ def _continued(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"commands": [], "models": []}
     names = {model["name"] for model in content["models"]}
     return {
+        **{name: before[name] for name in ("belady",) if name in before},
         **content,
         "commands": [*before["commands"], content["command"]],
         "models": [*(model for model in before["models"] if model["name"] not in names), *content["models"]],

@@ -2,8 +2,8 @@
 pyengine.bench.player_child`.
 
 Standard input: a Task (child.py) as a line of JSON, then for each turn a line {"steps": n, "limit_s": seconds}, until
-it ends. Standard output: one line of JSON for each of them: {"status", "reason", "libraries"} once loaded, then
-{"text": its number, "tokens": token ids, "phase": measuring.Phase.as_dict()}.
+it ends. Standard output: one line of JSON for each of them: {"status", "reason", "libraries", "budget": bytes of slots}
+once loaded, then {"text": its number, "tokens": token ids, "phase": measuring.Phase.as_dict()}.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def play(task: Task) -> None:
     try:
         texts = replay.texts(task.prefill_tokens, llm.n_vocab()) if replay else texts_of(llm, task)
         text = Text(LoadedModel(llm, replay), texts.prompts, n_ctx)
-        say({"status": "ok", "reason": "", "libraries": loaded_libraries()})
+        budget = 0 if task.kind.startswith("stock") else llm.expert_stats()["budget_bytes"]
+        say({"status": "ok", "reason": "", "libraries": loaded_libraries(), "budget": budget})
         for line in sys.stdin:
             say(text.turn(**json.loads(line)))
     finally:

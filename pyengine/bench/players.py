@@ -37,6 +37,7 @@ class Player:
     Attributes:
         groups: its control groups, whose disk limit may be changed between turns.
         transcript: number of a text -> the token ids decoded in it so far.
+        budget: bytes of slots after loading; 0 for stock.
     """
 
     def __init__(self, task: Task, groups: Groups, limit_s: float) -> None:
@@ -59,6 +60,7 @@ class Player:
             ready = self._ask(asdict(task), limit_s)
             if ready["status"] != "ok":
                 raise GoneError(ready["status"], ready["reason"])
+            self.budget = int(ready["budget"])
             if task.kind.startswith("stock") and ready["libraries"]:
                 raise PyengineError("a stock row has loaded pyengine's native part; its figures would not be stock's")
         except BaseException:

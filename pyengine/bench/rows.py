@@ -25,6 +25,7 @@ LRU = "lru"
 LRU_BUNDLE = "lru-bundle"
 LFU_BUNDLE = "lfu-bundle"
 AUTO = "auto"
+AUTO_MEMORY = "auto-memory"
 ACTIVATION_PATH = "activation-path"
 LEARNED = "ablation-learned"
 
@@ -64,20 +65,29 @@ PAPERS: dict[str, str] = {
     ACTIVATION_PATH: "MoE-Infinity: kept by activation path and fetched ahead for all layers at each token's start",
 }
 
+#: What a user has who says nothing about memory.
+UNTOLD: dict[str, str] = {
+    AUTO_MEMORY: "auto, and the budget too: as many experts as it finds room for within its memory limit",
+}
+
+#: Kinds that are pyengine as it comes; all others are baselines.
+OURS = (AUTO_MEMORY, AUTO)
+
 #: Every kind of row that can be asked for.
-ALL_KINDS: dict[str, str] = KINDS | ABLATION | PAPERS
+ALL_KINDS: dict[str, str] = KINDS | UNTOLD | ABLATION | PAPERS
 
 #: Names for several kinds at once.
 ROW_SETS: dict[str, tuple[str, ...]] = {"ablation": (STOCK_RESIDENT, *ABLATION)}
 
 
 class Advice(NamedTuple):
-    """How pyengine's kinds are loaded: policy and look_ahead as pyengine.Llama takes them, and what
-    NativeEngine.set_prefetch_rules() is told beyond its defaults."""
+    """How pyengine's kinds are loaded: policy and look_ahead as pyengine.Llama takes them, what
+    NativeEngine.set_prefetch_rules() is told beyond its defaults, and the budget, if not the row's."""
 
     policy: str
     look_ahead: str
     rules: Mapping[str, bool] = MappingProxyType({})
+    ram_budget: str | None = None
 
 
 _WAITING = {"reorder": False}
@@ -89,6 +99,7 @@ ADVICE: dict[str, Advice] = {
     LRU_BUNDLE: Advice("lru", "off"),
     LFU_BUNDLE: Advice("lfu", "off"),
     AUTO: Advice("auto", "auto"),
+    AUTO_MEMORY: Advice("auto", "auto", ram_budget="auto"),
     "ablation-lru": Advice("lru", "off", _BLUNT),
     "ablation-policy": Advice("lfu", "off", _BLUNT),
     "ablation-prefetch": Advice("lfu", "fate", _BLUNT),
@@ -100,7 +111,7 @@ ADVICE: dict[str, Advice] = {
 }
 
 #: Kinds that read a bundle.
-BUNDLED = (LRU_BUNDLE, LFU_BUNDLE, AUTO, *ABLATION, *PAPERS)
+BUNDLED = (LRU_BUNDLE, LFU_BUNDLE, AUTO, AUTO_MEMORY, *ABLATION, *PAPERS)
 
 
 @dataclass(frozen=True)

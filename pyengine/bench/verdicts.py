@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyengine.bench.cells import Cell
-from pyengine.bench.rows import AUTO, STOCK_RESIDENT
+from pyengine.bench.rows import AUTO, AUTO_MEMORY, OURS, STOCK_RESIDENT
 from pyengine.bench.samples import Sample
 
 #: What auto's ratio must not be below of the best baseline's speed, all of its interval.
 NEVER_BELOW = 0.97
+
+#: Pairs without which nothing is said.
+LEAST_PAIRS = 3
 
 #: Student's t for a two-sided 95 % interval, by degrees of freedom (from 1).
 _T = (
@@ -24,7 +27,7 @@ _T_BEYOND = 1.96
 
 @dataclass(frozen=True)
 class PairedRatio:
-    """Auto's speed over a baseline's. middle: geometric mean over the rounds in which both played; low, high: its 95 %
+    """Our speed over a baseline's. middle: geometric mean over the rounds in which both played; low, high: its 95 %
     interval by Student's t on logarithms, None with a single pair."""
 
     middle: float
@@ -40,18 +43,24 @@ class Verdict:
     Attributes:
         speeds: kind -> median tokens/s; those that gave no token are not in it.
         lost: kind -> what became of it, of those that never gave a token or were ended.
-        ratios: baseline -> auto's speed over its.
+        judged: which of ours: auto-memory where it played, else auto.
+        ratios: baseline -> the judged one's speed over its.
         best: the fastest baseline by median, "" if none gave a token.
-        word: "holds": the interval is not below NEVER_BELOW; "LOSS": all of it is below; "open": neither; "" without
-            two pairs against the best.
+        of_share: auto's speed, with its share of experts, over the best one's, where auto is not the judged one.
+        kept: share of experts that auto-memory found room for, percent; None where it did not play.
+        word: "holds": the interval is not below NEVER_BELOW; "LOSS": all of it is below; "open": neither, or fewer
+            pairs against the best than LEAST_PAIRS.
         exact: False if some turn of pyengine's gave other tokens.
     """
 
     cell: Cell
     speeds: Mapping[str, float]
     lost: Mapping[str, str]
+    judged: str
     ratios: Mapping[str, PairedRatio]
     best: str
+    of_share: PairedRatio | None
+    kept: float | None
     word: str
     exact: bool
 
@@ -92,27 +101,41 @@ def _verdict(cell: Cell, samples: Sequence[Sample]) -> Verdict:
         found = [sample.decode_tok_per_s for sample in mine if sample.decode_tok_per_s]
         if found:
             speeds[kind] = statistics.median(found)
-    ours = by_kind.get(AUTO, [])
+    judged = AUTO_MEMORY if AUTO_MEMORY in by_kind else AUTO
+    ours = by_kind.get(judged, [])
     ratios = {}
     for kind in by_kind:
-        ratio = paired(ours, by_kind[kind]) if kind != AUTO else None
+        ratio = paired(ours, by_kind[kind]) if kind not in OURS else None
         if ratio is not None:
             ratios[kind] = ratio
-    best = max((kind for kind in speeds if kind != AUTO), key=speeds.__getitem__, default="")
+    best = max((kind for kind in speeds if kind not in OURS), key=speeds.__getitem__, default="")
+    shared = by_kind.get(AUTO, [])
     return Verdict(
         cell=cell,
         speeds=speeds,
         lost={sample.kind: sample.status for sample in samples if sample.status != "ok"},
+        judged=judged,
         ratios=ratios,
         best=best,
+        of_share=paired(shared, by_kind.get(best, [])) if judged != AUTO else None,
+        kept=_kept(by_kind.get(AUTO_MEMORY, []), shared),
         word=_word(ratios.get(best)),
         exact=all(sample.exact != "no" for sample in samples),
     )
 
 
+def _kept(untold: Sequence[Sample], shared: Sequence[Sample]) -> float | None:
+    """From what auto's share is in bytes."""
+    mine = next((s for s in untold if s.status == "ok"), None)
+    its = next((s for s in shared if s.status == "ok" and s.share), None)
+    if mine is None or its is None or its.share is None or not its.budget_bytes:
+        return None
+    return its.share * mine.budget_bytes / its.budget_bytes
+
+
 def _word(ratio: PairedRatio | None) -> str:
-    if ratio is None or ratio.low is None or ratio.high is None:
-        return ""
+    if ratio is None or ratio.low is None or ratio.high is None or ratio.pairs < LEAST_PAIRS:
+        return "open"
     if ratio.low >= NEVER_BELOW:
         return "holds"
     return "LOSS" if ratio.high < NEVER_BELOW else "open"

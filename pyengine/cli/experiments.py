@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+#: Terms of --never-slower that are not contest.Terms' own: three models, two budgets and four disks in half an hour.
+_BRIEF = {"rounds": 3, "turn_s": 2.5, "warm_s": 4.0}
+
 _OWN = ("disks", "ratios", "minutes")
 _BARE = "none"
 
@@ -44,7 +47,8 @@ _OPTIONS = (
         cls=Option,
         type=click.FloatRange(min=0, min_open=True),
         metavar="M",
-        help="With either: begin no further round after M minutes; the same command again goes on.",
+        help="With either: begin no further round after M minutes; the same command again goes on, until each cell has "
+        "its --rounds.",
     ),
 )
 
@@ -81,10 +85,14 @@ def asked_experiment(options: dict[str, Any]) -> Experiment | None:
         asked["disks"] = tuple(None if part == _BARE else bytes_per_second(part) for part in parts)
     if options["ratios"] is not None:
         asked["ratios"] = _ratios(options["ratios"])
+    known: dict[str, Any] = dict(_BRIEF) if options["never_slower"] else {}
     terms: dict[str, Any] = {"rounds": options["rounds"], "turn_s": options["seconds"], "most_steps": options["tokens"]}
     return Experiment(
         NEVER_SLOWER if options["never_slower"] else PAPERS,
-        Terms(**{name: value for name, value in terms.items() if value is not None}, all_contend=options["papers"]),
+        Terms(
+            **(known | {name: value for name, value in terms.items() if value is not None}),
+            all_contend=options["papers"],
+        ),
         **asked,
     )
 

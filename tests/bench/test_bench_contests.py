@@ -7,15 +7,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toy_results import FACTS
 
+from pyengine import bundled_model
+from pyengine.bench import belady_misses as belady_room
 from pyengine.bench import contest as contest_room
 from pyengine.bench import experiments, quiet
+from pyengine.bench.bounds import least_time
 from pyengine.bench.cells import Cell, Disk, cell_of, contenders, next_round
 from pyengine.bench.cgroups import Groups, MemoryUse
 from pyengine.bench.contest import Contest, Terms
 from pyengine.bench.experiments import CONTESTANTS, ratio_disks
+from pyengine.bench.launch import Outcome
 from pyengine.bench.players import GoneError
 from pyengine.bench.report_contests import contests
 from pyengine.bench.results import Run
@@ -24,12 +29,14 @@ from pyengine.bench.sampling import BenchModel
 from pyengine.bench.settings import Settings
 from pyengine.bench.verdicts import paired, verdicts
 from pyengine.errors import UsageError
+from pyengine.traces import Trace, TracedModel, save_trace
 
 KINDS = CONTESTANTS["never-slower"]
 
 #: Tokens per second at the bare disk; a limit halves them.
 SPEEDS = {
     "auto": 10.0,
+    "auto-memory": 11.0,
     "lru-bundle": 8.0,
     "on-demand": 3.0,
     "stock-mmap-plain": 0.5,
@@ -43,6 +50,7 @@ class ToyPlayer:
 
     def __init__(self, task, groups, limit_s):
         self.kind, self.groups, self.transcript, self.alive = task.kind, groups, {}, True
+        self.budget = 60_000_000 if self.kind == "auto-memory" else task.budget
         if self.kind == "stock-mmap":
             raise GoneError("out of memory", "killed at the memory limit")
 
@@ -118,7 +126,14 @@ def test_slow_baselines_have_one_turn_and_dead_ones_are_recorded():
     for limit in (None, 1.0):
         cell = [s for s in found if s.disk_limit_mb_per_s == limit]
         count = {kind: sum(s.kind == kind for s in cell) for kind in KINDS}
-        assert count == {"auto": 3, "lru-bundle": 3, "on-demand": 1, "stock-mmap-plain": 1, "stock-mmap": 1}
+        assert count == {
+            "auto-memory": 3,
+            "auto": 3,
+            "lru-bundle": 3,
+            "on-demand": 1,
+            "stock-mmap-plain": 1,
+            "stock-mmap": 1,
+        }
         assert {s.status for s in cell if s.kind == "stock-mmap"} == {"out of memory"}
     assert [s.decode_tok_per_s for s in found if s.kind == "auto"] == pytest.approx([10.0] * 3 + [5.0] * 3)
     assert {s.exact for s in found if s.kind == "auto"} == {"yes"}
@@ -141,18 +156,29 @@ def test_a_player_that_gives_no_token_has_lost_and_is_missed():
 def test_memory_mapped_stock_has_no_more_memory_than_auto_took(no_machine):
     found = play(new_contest(), Disk(None))
     limits = {s.kind: s.limit_bytes for s in found}
-    assert limits["stock-mmap-plain"] == 30_000_000 < limits["auto"]
-    assert sorted(no_machine)[:2] == [30_000_000, 30_000_000]
+    assert limits["stock-mmap-plain"] == limits["auto-memory"] == 30_000_000 < limits["auto"]
+    assert sorted(no_machine)[:3] == [30_000_000] * 3
+    budgets = {s.kind: s.budget_bytes for s in found}
+    assert (budgets["auto"], budgets["auto-memory"]) == (40_000_000, 60_000_000)
 
 
 def test_a_second_sitting_goes_on_with_the_rounds():
-    one = new_contest()
+    one = new_contest(rounds=2)
     play(one, Disk(None))
-    again = new_contest()
+    again = new_contest(rounds=5)
     again.known.extend(one.known)
     found = play(again, Disk(None))
-    assert {s.round for s in found} == {3, 4, 5}
-    assert {s.kind for s in found} == {"auto", "lru-bundle"}
+    assert {s.round for s in found} == {2, 3, 4}
+    assert {s.kind for s in found} == {"auto-memory", "auto", "lru-bundle"}
+
+
+def test_a_cell_that_has_its_rounds_is_not_played_again(no_machine):
+    one = new_contest()
+    play(one, Disk(None))
+    no_machine.clear()
+    assert not play(one, Disk(None))
+    assert not no_machine  # nobody was loaded
+    assert {s.disk_limit_mb_per_s for s in play(one, Disk(None), Disk(10**6))} == {1.0}
 
 
 def test_no_round_is_begun_when_time_is_up():
@@ -172,8 +198,21 @@ def test_who_contends(sample):
         return sample(kind=kind, share=50.0, decode_tok_per_s=speed, status=status)
 
     cell = [turn("auto", 99.0), turn("lru-bundle", 8.0), turn("on-demand", 4.0), turn("stock-mmap-plain", 3.9)]
-    assert contenders(cell, KINDS) == ["auto", "lru-bundle", "on-demand", "stock-mmap"]
-    assert contenders([*cell, turn("on-demand", None, "timed out")], KINDS) == ["auto", "lru-bundle", "stock-mmap"]
+    ours = ["auto-memory", "auto"]
+    assert contenders(cell, KINDS) == [*ours, "lru-bundle", "on-demand", "stock-mmap"]
+    assert contenders([*cell, turn("on-demand", None, "timed out")], KINDS) == [*ours, "lru-bundle", "stock-mmap"]
+
+
+def test_a_slower_baseline_that_is_never_as_fast_has_two_turns(sample):
+    def cell(*others):
+        speeds = [("lru-bundle", 8.0), ("lru-bundle", 9.0), *(("on-demand", speed) for speed in others)]
+        return [sample(kind=kind, share=50.0, decode_tok_per_s=speed) for kind, speed in speeds]
+
+    kinds = ("lru-bundle", "on-demand")
+    assert contenders(cell(5.0), kinds) == ["lru-bundle", "on-demand"]  # one turn may be bad luck
+    assert contenders(cell(5.0, 5.5), kinds) == ["lru-bundle"]
+    assert contenders(cell(5.0, 8.1), kinds) == ["lru-bundle", "on-demand"]  # as fast as one of the best one's turns
+    assert contenders(cell(5.0, 5.5), kinds, all_contend=True) == ["lru-bundle", "on-demand"]
 
 
 def pairs_of(sample, ours, theirs):
@@ -198,7 +237,8 @@ def test_interval_of_paired_ratios(sample):
         ([1.0, 1.01, 1.0], [1.0, 1.0, 1.0], "holds"),
         ([0.9, 0.91, 0.9], [1.0, 1.0, 1.0], "LOSS"),
         ([0.5, 2.0, 1.0], [1.0, 1.0, 1.0], "open"),
-        ([5.0], [1.0], ""),
+        ([5.0], [1.0], "open"),
+        ([5.0, 5.0], [1.0, 1.0], "open"),
     ],
 )
 def test_words_of_verdicts(sample, ours, theirs, word):
@@ -212,17 +252,81 @@ def test_losses_are_plain_in_the_table(sample):
         sample(kind="stock-mmap", share=50.0, status="out of memory"),
     ]
     page = "\n".join(contests(Run(Path(), samples, {"experiment": "never-slower"})))
-    assert "| toy | 50 % | bare | 0.9 | 1 |  |  | out of memory | 0.90 | 0.89 .. 0.92 | 3 | **LOSS** |" in page
-    assert "Of 1 cells 0 hold, 1 are lost, 0 are open. The smallest ratio is 0.90." in page
+    row = "| toy | 50 % | bare |  |  | 0.9 | 1 |  |  | out of memory | 0.90 | 0.89 .. 0.92 | 3 | **LOSS** |  |"
+    assert row in page
+    verdict = "**Of 1 cells 0 hold, 0 are open, 1 are lost.** The smallest ratio is 0.90."
+    assert page.index(verdict) < page.index(row)
+
+
+def test_the_promise_is_judged_by_who_is_told_nothing(sample):
+    samples = [replace(s, budget_bytes=40_000_000) for s in pairs_of(sample, [0.5, 0.5, 0.5], [1.0, 1.0, 1.0])]
+    samples += [
+        sample(kind="auto-memory", share=50.0, round=n, decode_tok_per_s=2.0, budget_bytes=80_000_000) for n in range(3)
+    ]
+    [verdict] = verdicts(samples)
+    assert (verdict.judged, verdict.best, verdict.word, verdict.kept) == ("auto-memory", "lru-bundle", "holds", 100.0)
+    assert verdict.of_share.middle == pytest.approx(0.5)
+    page = "\n".join(contests(Run(Path(), samples, {"experiment": "never-slower"})))
+    assert "| toy | 50 % | bare | 100 % | 2 | 0.5 | 1 |  |  |  | 2.00 | 2.00 .. 2.00 | 3 | holds | 0.50 (0.50" in page
 
 
 def test_claims_stand_beside_the_sweep(sample):
     samples = [replace(s, transfer_ratio=4.0) for s in pairs_of(sample, [3.0, 3.0], [1.0, 1.0])]
     samples.append(sample(kind="on-demand", share=50.0, transfer_ratio=4.0, decode_tok_per_s=6.0, exact="no"))
     page = "\n".join(contests(Run(Path(), samples, {"experiment": "papers"})))
-    assert "| toy | 50 % | 4 | 3 | 6 |  | 1 | 0.50 LOSS |  | **3.00** (3.00 .. 3.00) |" in page
+    assert "| toy | 50 % | 4 | 3 | 6 |  | 1 |  | 0.50 LOSS |  | **3.00** (3.00 .. 3.00) |" in page
     assert "ProMoE's 2.84 is reached in 1 of 1 cells, and in 0 auto is slower." in page
     assert "**Other tokens** in: toy 50 % 4" in page
+    assert "ceiling" not in page  # nothing is known of Belady's misses
+
+
+def test_no_scheme_exceeds_the_ceiling(sample):
+    turns = pairs_of(sample, [3.0, 3.0], [1.0, 1.0])
+    samples = [replace(s, transfer_ratio=4.0, disk_limit_mb_per_s=50.0, probe_mb_per_s=900.0) for s in turns]
+    record = {
+        "experiment": "papers",
+        "models": [{"name": "toy.gguf", "record_bytes": 1_000_000}],
+        "belady": [{"model": "toy.gguf", "share": 50.0, "misses_per_token": 20.0}],
+    }
+    resident = sample(decode_tok_per_s=10.0)
+    bound = least_time(samples, [*samples, resident], record)
+    assert (bound.compute_s, bound.read_s) == pytest.approx((0.1, 0.4))  # 20 MB at 50 MB/s
+    assert bound.ceiling(1.0) == pytest.approx(2.5)
+    assert least_time(samples, samples, record) is None
+    page = "\n".join(contests(Run(Path(), [*samples, resident], record)))
+    assert "| 4 | 3 |  |  | 1 | 2.5 |  |  | **3.00** (3.00 .. 3.00), ceiling 2.50: out of reach |" in page
+    assert "It is out of reach for any scheme in 1 of 1 cells." in page
+    assert "Auto decodes at 120% to 120% of what any scheme could." in page
+
+
+def test_misses_are_counted_once_for_each_budget(tmp_path, monkeypatch):
+    asked, said = [], []
+
+    def run(module, task, groups, limit_s):
+        asked.append(task["task"])
+        return Outcome("ok" if len(asked) == 1 else "failed", "no room", {}, None)
+
+    monkeypatch.setattr(belady_room, "belady_misses", lambda trace, model, shares: ((s, 100 - s) for s in shares))
+    settings = Settings(shares=(25.0, 50.0))
+    known = [{"model": "toy.gguf", "share": 25.0, "misses_per_token": 7.0}]
+    models = [BenchModel(FACTS, Path("toy.bundle"))]
+    found = belady_room.record_misses(models, settings, tmp_path, known, said.append, run)
+    assert found == [*known, {"model": "toy.gguf", "share": 50.0, "misses_per_token": 50.0}]
+    assert belady_room.record_misses(models, settings, tmp_path, found, said.append, run) == found
+    assert len(asked) == 1 and asked[0]["budget"] <= FACTS.slot_bytes
+    assert belady_room.record_misses(models, settings, tmp_path, known, said.append, run) == known
+    assert "cannot be recorded: no room" in said[0]
+
+
+def test_misses_of_a_recorded_trace(tmp_path):
+    layers, experts, used = 30, 32, 8
+    ids = (np.arange(40 * layers * used).reshape(40, layers, used) * 5 % experts).astype(np.uint16)
+    traced = TracedModel(bundled_model().name, "llama", layers, experts, used)
+    save_trace(tmp_path / "t.npz", Trace(traced, ids))
+    found = dict(belady_room.belady_misses(tmp_path / "t.npz", bundled_model(), (25.0, 100.0)))
+    different = sum(len(np.unique(ids[:, layer])) for layer in range(layers))
+    assert found[100.0] == pytest.approx(different / 40)  # each once
+    assert found[25.0] > found[100.0]
 
 
 def test_disk_limits_of_ratios(sample):

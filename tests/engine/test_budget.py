@@ -82,11 +82,29 @@ def test_the_least_budget_is_enough() -> None:
 )
 def test_auto_leaves_the_reserve_free(available: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "reserve", lambda: GIB)
+    monkeypatch.setattr(budget, "_group_limits", lambda: False)
     assert resolve("Auto", slot_bytes=10 * GIB, least=2 * MIB, available=available) == wanted
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted"),
+    [
+        (90 * MIB, 60 * MIB),  # everything, beside the reserve of 30 MiB
+        (80 * MIB, 37 * MIB + MIB // 2),  # of 50 a quarter is left for choosing what to keep
+        (20 * MIB, MIB),
+        (0, MIB),
+    ],
+)
+def test_auto_in_a_control_group(available: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "reserve", lambda: 30 * MIB)
+    monkeypatch.setattr(budget, "_group_limits", lambda: True)
+    assert resolve("auto", slot_bytes=60 * MIB, least=MIB, available=available) == wanted
+    assert resolve("auto", slot_bytes=60 * GIB, least=MIB, available=1054 * MIB) == 960 * MIB
 
 
 def test_auto_asks_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "reserve", lambda: GIB)
+    monkeypatch.setattr(budget, "_group_limits", lambda: False)
     monkeypatch.setattr(budget, "available_memory", lambda: 3 * GIB)
     assert resolve("auto", slot_bytes=10 * GIB, least=MIB) == 2 * GIB
 
@@ -205,7 +223,15 @@ def test_a_group_that_cannot_be_read_is_left_out(damage: str, machine: Machine) 
 
 @pytest.mark.parametrize(("total", "wanted"), [(GIB, 256 * MIB), (16 * GIB, 16 * GIB // 10), (256 * GIB, 4 * GIB)])
 def test_the_reserve(total: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "memory_limit", lambda: total)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total, available=total))
+    monkeypatch.setattr(budget, "_control_groups", lambda: iter([(UNLIMITED_V1, 0)]))
+    assert reserve() == wanted
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [(200 * MIB, 24 * MIB), (8 * GIB, 8 * GIB // 20), (256 * GIB, 4 * GIB)])
+def test_the_reserve_in_a_control_group_is_smaller(limit: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=512 * GIB, available=512 * GIB))
+    monkeypatch.setattr(budget, "_control_groups", lambda: iter([(limit, 0), (UNLIMITED_V1, 0)]))
     assert reserve() == wanted
 
 

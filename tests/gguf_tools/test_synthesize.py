@@ -143,6 +143,15 @@ def test_the_real_sizes(name: str) -> None:
     assert plan_synthesis(name).file_bytes == pytest.approx(PUBLISHED[name], rel=0.03)
 
 
+def test_widths_divided_make_experts_smaller_by_the_square() -> None:
+    whole, half = (plan_synthesis("mixtral-8x7b", layers=2, divisor=divisor) for divisor in (1, 2))
+    sizes = [
+        sum(math.prod(spec.shape) for spec, _ in model.tensors if spec.role == "expert") for model in (whole, half)
+    ]
+    assert sizes[0] == 4 * sizes[1]
+    assert (half.shape.n_expert, half.shape.n_head_kv, half.shape.n_vocab) == (8, 4, 32000)
+
+
 def test_the_command(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "mixtral-8x7b", scaled("mixtral-8x7b"))
     out = tmp_path / "model.gguf"
@@ -157,5 +166,7 @@ def test_the_command(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_refusals() -> None:
     with pytest.raises(RequestError, match="no shape is called gpt-5; there are gpt-oss-20b, "):
         plan_synthesis("gpt-5")
+    with pytest.raises(RequestError, match="gpt-oss-20b cannot be divided by 4: its n_embd is 2880"):
+        plan_synthesis("gpt-oss-20b", divisor=4)
     with pytest.raises(RequestError, match="has experts from layer 1 on"):
         plan_synthesis("deepseek-v2-lite", layers=1)
