@@ -70,6 +70,7 @@ class Llama(llama_cpp.Llama):
             folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
         policy: which experts stay in RAM: "auto", or a name in pyengine.policies.POLICIES.
         look_ahead: how to tell which experts come next, so that they are fetched ahead: "auto", "fate" or "off".
+        n_sequences: texts at once that share the context's n_ctx KV cells, for pyengine.sessions.
         **kwargs: everything llama_cpp.Llama takes. Differences: verbose is False and n_threads all cores by default;
             use_mmap and use_mlock do not concern experts; unknown keywords are errors.
 
@@ -91,6 +92,7 @@ class Llama(llama_cpp.Llama):
         bundle: str | Path = "use",
         policy: str = "auto",
         look_ahead: str = "auto",
+        n_sequences: int = 1,
         **kwargs: Any,
     ) -> None:
         self._engaged = ""
@@ -98,6 +100,7 @@ class Llama(llama_cpp.Llama):
         self._bundle = bundle
         self._policy = policy
         self._look_ahead = look_ahead
+        self._n_sequences = n_sequences
         self._user = OneUser()
         self.observers: list[Callable[[], None]] = []  # called after each computation, on its thread
         self._params: Any = None
@@ -114,6 +117,8 @@ class Llama(llama_cpp.Llama):
         kwargs["n_threads_batch"] = kwargs.get("n_threads_batch") or default_threads()
         if max(kwargs["n_threads"], kwargs["n_threads_batch"]) > _MOST_THREADS:
             raise ValueError(f"n_threads and n_threads_batch must be at most {_MOST_THREADS}")
+        if not 1 <= n_sequences <= llama_cpp.llama_max_parallel_sequences():
+            raise ValueError(f"n_sequences must be 1 to {llama_cpp.llama_max_parallel_sequences()}")
         if kwargs.get("vocab_only"):
             self._engaged = "vocabulary only"
         else:
@@ -157,7 +162,7 @@ class Llama(llama_cpp.Llama):
         self._engaged = f"no experts managed, stock llama.cpp: {reason}"
 
     # ---- what the base class loads with. It builds and consumes model_params inside __init__, so our fields are
-    # applied every time it looks.
+    # applied every time it looks; those of context_params when it begins with the defaults.
 
     @property
     def model_params(self) -> Any:
@@ -170,6 +175,16 @@ class Llama(llama_cpp.Llama):
     @model_params.setter
     def model_params(self, value: Any) -> None:
         self._params = value
+
+    @property
+    def context_params(self) -> Any:
+        return self._context
+
+    @context_params.setter
+    def context_params(self, value: Any) -> None:
+        value.n_seq_max = self._n_sequences
+        value.kv_unified = self._n_sequences > 1  # else each has but its share of n_ctx, and no cell is shared
+        self._context = value
 
     @staticmethod
     def _buffer_overrides(engine: ExpertEngine) -> Any:
@@ -297,6 +312,7 @@ class Llama(llama_cpp.Llama):
         state["bundle"] = self._bundle
         state["policy"] = self._policy
         state["look_ahead"] = self._look_ahead
+        state["n_sequences"] = self._n_sequences
         return state
 
 
