@@ -21,6 +21,7 @@ import click
 COMMANDS: dict[str, str] = {
     "chat": "pyengine.cli.chat",
     "run": "pyengine.cli.run",
+    "batch": "pyengine.cli.batch",
     "plan": "pyengine.cli.plan",
     "replay": "pyengine.cli.replay",
     "doctor": "pyengine.cli.doctor",
