@@ -5,6 +5,8 @@
 PYTHON ?= python3
 # More arguments for the command that a target runs: make test ARGS="-k slots"
 ARGS ?=
+# Tests at once: make test WORKERS=4. A file's tests stay together, for the models that they share.
+WORKERS ?= 2
 
 VENV   := .venv
 STAMPS := $(VENV)/.stamps
@@ -72,7 +74,7 @@ chat: build
 	@$(VENV)/bin/pyengine chat $(if $(PROMPT),--prompt "$$PROMPT") $(ARGS)
 
 test: build $(STAMPS)/test
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # The bundled model with experts of 2 and 8 GB; these and their bundles stay in the cache folder.
 bench: build $(STAMPS)/bench

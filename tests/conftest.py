@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from side_by_side import pytest_configure, pytest_configure_node, pytest_runtest_protocol, pytest_unconfigure
+
+__all__ = ["pytest_configure", "pytest_configure_node", "pytest_runtest_protocol", "pytest_unconfigure"]
 
 # Kernels spin at barriers by default: two threads on a busy machine of two cores then take seconds for a token. It must
 # be set before the first of them loads OpenMP; child processes inherit it.

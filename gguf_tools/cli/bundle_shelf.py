@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-_PIPE_WIDTH = 200  # columns where there is no terminal to ask
+_PIPE_WIDTH = 5000  # columns where there is no terminal to ask: a program that reads a path wants it on one line
 
 
 def show_list(models: tuple[Path, ...]) -> None:

@@ -4,6 +4,8 @@
 
 #include "ffn_graph.h"
 #include "layer_step.h"
+#include "pass_graph.h"
+#include "row_groups.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
@@ -27,16 +29,15 @@ class ExpertFfn {
   private:
     struct Aborted {};
 
-    void           run_chain(ggml_cgraph * graph, const FfnChain & chain, int end);
-    bool           run_resident(ggml_cgraph * graph, const FfnChain & chain, int end, const LayerStep & step);
-    void           run_passes(ggml_cgraph * graph, const FfnChain & chain, int end, LayerStep & step);
-    void           run_pass(ggml_cgraph * graph, const FfnChain & chain, const LayerStep & step,
-                            const std::vector<uint32_t> & experts, const std::vector<const char *> & inputs);
-    void           run_nodes(ggml_cgraph * graph, int begin, int end);
-    void           run(ggml_cgraph * graph);
-    void           look_ahead(const FfnChain & chain, const ggml_tensor * weights);
-    void           read_ids(const ggml_tensor * ids);
-    ggml_context * fresh_context();
+    void run_chain(ggml_cgraph * graph, const FfnChain & chain, int end);
+    bool run_resident(ggml_cgraph * graph, const FfnChain & chain, int end, const LayerStep & step);
+    void run_passes(ggml_cgraph * graph, const FfnChain & chain, int end, LayerStep & step, Multiply how, bool summed);
+    void run_nodes(ggml_cgraph * graph, int begin, int end);
+    void run(ggml_cgraph * graph);
+    void add_up(const WeightedSum & sum);
+    void look_ahead(const FfnChain & chain, const ggml_tensor * weights);
+    void read_ids(const ggml_tensor * ids);
+    std::vector<InputRows> input_rows(const FfnChain & chain, const ggml_tensor * last);
 
     ggml_backend_t      cpu_;
     ggml_abort_callback abort_      = nullptr;
@@ -46,12 +47,14 @@ class ExpertFfn {
     uint32_t layer_ = 0; // of the chain being computed
 
     // Reused from call to call, so that a step allocates nothing.
-    std::vector<char>                                  arena_;   // ggml structs
+    std::vector<char>                                  tensors_; // ggml structs
     std::vector<char>                                  scratch_; // activations of a pass
     std::vector<char>                                  inputs_;  // copies of the FFN's inputs
     std::vector<int32_t>                               ids_;     // [n_tokens][n_used], expert ids
     std::vector<int32_t>                               slots_;   // same shape, slot ids
-    std::vector<uint32_t>                              pairs_;   // by expert
+    std::vector<int32_t>                               row_of_;  // same shape, where a pair's row lies; empty: in order
+    std::vector<float>                                 weights_; // same shape, of the weighted sum
+    RowGroups                                          groups_;
     std::vector<Wanted>                                wanted_;
     std::vector<const float *>                         gate_inputs_; // [n_tokens], what the router read
     std::vector<FfnChain>                              chains_;

@@ -46,8 +46,21 @@ struct WeightedSum {
 // Whether nodes [.., end) from some node at or after `begin` on are exactly one weighted sum that can be computed in one go.
 bool find_weighted_sum(ggml_cgraph * graph, int begin, int end, WeightedSum * sum);
 
-// The same operations in the same order as the graph's own nodes, each rounded as they are: bit-identical to them.
-void compute(const WeightedSum & sum);
+// Whether the sum alone reads the chain's rows, with nothing but biases between: then they may lie in any order.
+bool sums_rows_of(const WeightedSum & sum, ggml_cgraph * graph, const FfnChain & chain);
+
+// The sum for some tokens at a time: the same operations in the same order as the graph's own nodes, each rounded as they
+// are, so bit-identical to them.
+struct RankSum {
+    const WeightedSum & sum;
+    const float *       weights; // [n_tokens][n_used]
+    const int32_t *     row_of;  // [n_tokens][n_used], which of the rows; null: they are in order
+
+    void compute(int64_t first_token, int64_t last_token) const;
+};
+
+// Whether two tensors share memory.
+bool overlap(const ggml_tensor * a, const ggml_tensor * b);
 
 // The chains of a graph in order, into a vector that the caller keeps: this runs for every layer of every token.
 // Throws Error(PYE_E_UNSUPPORTED) if a multiplication has a form that no pass can compute.

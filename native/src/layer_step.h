@@ -25,6 +25,8 @@ class LayerStep {
     LayerStep & operator=(const LayerStep &) = delete;
 
     bool all_resident() const { return waiting_.empty() && n_loading_ == 0; }
+    // Whether experts of this step wait for slots that others of it hold.
+    bool wants_slots() const { return !waiting_.empty(); }
 
     // The experts that can be computed now, in slot order, pinned. Blocks until there is one; empty when all are done.
     // Throws Error if a load failed.

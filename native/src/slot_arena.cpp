@@ -6,6 +6,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace pye {
@@ -174,6 +175,13 @@ ggml_tensor * SlotArena::view_pair(ggml_context * ctx, uint32_t place, uint32_t 
     ggml_tensor * t = view(ctx, place, first, n);
     t->ne[1] *= 2;
     return t;
+}
+
+bool SlotArena::rounds_alike() const {
+    return std::all_of(matrices_.begin(), matrices_.end(), [](const Matrix & m) {
+        const ggml_type rows = ggml_get_type_traits_cpu(m.type)->vec_dot_type;
+        return rows == GGML_TYPE_Q8_0 || rows == GGML_TYPE_Q8_1;
+    });
 }
 
 std::string SlotArena::layout(uint32_t place) const {

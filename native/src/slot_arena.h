@@ -35,6 +35,11 @@ class SlotArena {
     bool          pairs_with_next(uint32_t place) const;
     ggml_tensor * view_pair(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const;
 
+    // Whether matrix-matrix kernels give what matrix-vector kernels give, up to the order of sums, for every matrix. Those
+    // for types that meet activations of 256 values a block (K types) quantise activations by another rule, four rows at a
+    // time; those for floats round activations that differ in their last bit to other halves.
+    bool rounds_alike() const;
+
     uint64_t  stride() const { return stride_; }
     uint8_t * at(uint32_t slot) { return base_ + slot * stride_; }
     bool      repacks(uint32_t place) const { return matrices_[place].repacked; }

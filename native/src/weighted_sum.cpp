@@ -1,19 +1,12 @@
-// The weighted sum over ranks, in one go. Stock computes it with a node per rank, each followed by a barrier of all threads;
-// for a token or a few, the barriers cost more than the sums.
+// The weighted sum over ranks, in one go. Stock computes it with a node per rank, each followed by a barrier of all threads,
+// which for a token or a few cost more than the sums; for many tokens it writes and reads every product and partial sum.
 #include "ffn_graph.h"
 
 #include <algorithm>
-#include <vector>
 
 namespace pye {
 
 namespace {
-
-bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    const auto * pa = static_cast<const char *>(a->data);
-    const auto * pb = static_cast<const char *>(b->data);
-    return pa < pb + ggml_nbytes(b) && pb < pa + ggml_nbytes(a);
-}
 
 bool is_rank_of(const ggml_tensor * view, const ggml_tensor * rows, int64_t rank) {
     return view->op == GGML_OP_VIEW && view->src[0] == rows && view->ne[0] == rows->ne[0] &&
@@ -22,6 +15,12 @@ bool is_rank_of(const ggml_tensor * view, const ggml_tensor * rows, int64_t rank
 }
 
 } // namespace
+
+bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const auto * pa = static_cast<const char *>(a->data);
+    const auto * pb = static_cast<const char *>(b->data);
+    return pa < pb + ggml_nbytes(b) && pb < pa + ggml_nbytes(a);
+}
 
 bool find_weighted_sum(ggml_cgraph * graph, int begin, int end, WeightedSum * sum) {
     int i = begin;
@@ -63,23 +62,64 @@ bool find_weighted_sum(ggml_cgraph * graph, int begin, int end, WeightedSum * su
     return true;
 }
 
-void compute(const WeightedSum & sum) {
-    const int64_t      n = sum.rows->ne[0], n_used = sum.rows->ne[1], n_tokens = sum.rows->ne[2];
-    const auto *       rows = static_cast<const float *>(sum.rows->data);
-    auto *             out  = static_cast<float *>(sum.out->data);
-    const auto *       w    = static_cast<const float *>(sum.weights->data);
-    std::vector<float> weights(w, w + n_used * n_tokens); // they may lie where the sum goes
-    for (int64_t t = 0; t < n_tokens; ++t) {
-        for (int64_t i = 0; i < n; ++i) {
-            out[t * n + i] = weights[t * n_used] * rows[t * n_used * n + i];
+bool sums_rows_of(const WeightedSum & sum, ggml_cgraph * graph, const FfnChain & chain) {
+    for (int i = chain.end; i < sum.begin; ++i) {
+        const ggml_tensor * t = ggml_graph_node(graph, i);
+        if (t->op != GGML_OP_ADD_ID || t->src[0] != ggml_graph_node(graph, i - 1) || t->src[2] != chain.ids) {
+            return false;
         }
-        for (int64_t r = 1; r < n_used; ++r) {
-            const float   weight = weights[t * n_used + r];
-            const float * row    = rows + (t * n_used + r) * n;
-            for (int64_t i = 0; i < n; ++i) {
-                const float product = weight * row[i]; // rounded by itself: no fused multiply-add, see CMakeLists.txt
-                out[t * n + i] += product;
+    }
+    if (sum.rows != ggml_graph_node(graph, sum.begin - 1)) {
+        return false;
+    }
+    for (int i = chain.end; i < ggml_graph_n_nodes(graph); ++i) {
+        if (i == sum.begin) {
+            continue;
+        }
+        for (const ggml_tensor * source : ggml_graph_node(graph, i)->src) {
+            for (int row = chain.end - 1; source != nullptr && row < sum.begin; ++row) {
+                if (source == ggml_graph_node(graph, row) && i != row + 1) {
+                    return false;
+                }
             }
+        }
+    }
+    return true;
+}
+
+void RankSum::compute(int64_t first_token, int64_t last_token) const {
+    constexpr int64_t kWidth = 32; // sums that stay in registers
+    const int64_t     n = sum.rows->ne[0], n_used = sum.rows->ne[1];
+    const auto *      rows = static_cast<const float *>(sum.rows->data);
+    for (int64_t t = first_token; t < last_token; ++t) {
+        auto *        out    = static_cast<float *>(sum.out->data) + t * n;
+        const float * weight = weights + t * n_used;
+        const auto    row    = [&](int64_t r) {
+            return rows + (row_of != nullptr ? row_of[t * n_used + r] : t * n_used + r) * n;
+        };
+        int64_t i = 0;
+        for (; i + kWidth <= n; i += kWidth) {
+            float         so_far[kWidth];
+            const float * first = row(0) + i;
+            for (int64_t k = 0; k < kWidth; ++k) {
+                so_far[k] = weight[0] * first[k];
+            }
+            for (int64_t r = 1; r < n_used; ++r) {
+                const float * next = row(r) + i;
+                for (int64_t k = 0; k < kWidth; ++k) {
+                    const float product = weight[r] * next[k]; // rounded by itself: no fused multiply-add, see
+                    so_far[k] += product;                      // CMakeLists.txt
+                }
+            }
+            std::copy(so_far, so_far + kWidth, out + i);
+        }
+        for (; i < n; ++i) {
+            float so_far = weight[0] * row(0)[i];
+            for (int64_t r = 1; r < n_used; ++r) {
+                const float product = weight[r] * row(r)[i];
+                so_far += product;
+            }
+            out[i] = so_far;
         }
     }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import click
 from pyengine.cli.options import CONTEXT_STEP, DEFAULT_CONTEXT, Command, Option, budget
 
 if TYPE_CHECKING:
+    from pyengine.planner.kept_costs import LastRun
+    from pyengine.planner.solving import BatchPlan, Work
     from pyengine.planning.measured import Measured
     from pyengine.planning.shape import ModelShape
 
@@ -58,9 +61,44 @@ _BUSY = 0.5
 )
 @click.option("--probe", "again", is_flag=True, help="Measure this machine again, though it was measured before.")
 @click.option("--no-probe", is_flag=True, help="Measure nothing; speeds only if this machine was measured before.")
+@click.option("--batch", is_flag=True, help="Also say how many texts to compute at once.")
+@click.option(
+    "--ram-limit",
+    cls=Option,
+    metavar="SIZE",
+    help="With --batch: memory for everything, 2GiB or bytes.  [default: what is available]",
+)
+@click.option(
+    "--prompt-tokens",
+    cls=Option,
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="With --batch: tokens of a usual prompt.",
+)
+@click.option(
+    "--answer-tokens",
+    cls=Option,
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="With --batch: tokens of a usual answer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(
-    model: Path | None, ram_budget: str, ctx_size: int, trace: Path | None, again: bool, no_probe: bool, as_json: bool
+    model: Path | None,
+    ram_budget: str,
+    ctx_size: int,
+    trace: Path | None,
+    again: bool,
+    no_probe: bool,
+    batch: bool,
+    ram_limit: str | None,
+    prompt_tokens: int,
+    answer_tokens: int,
+    as_json: bool,
 ) -> None:
     """Say what each expert budget holds and how fast it will run on this machine.
 
@@ -68,6 +106,9 @@ def command(
     from it and from the model's routing: from a trace if there is one, otherwise every expert counts as equally likely.
     "Prefill" is for a prompt of 512 tokens while the model is in use, "first token" for the first such prompt after
     loading. Memory includes the other weights and the KV cache.
+
+    --batch shows when computing several texts at once hides reading experts, by inequalities of the times of one layer:
+    A attention, G router, hot and E experts that are there and one that comes, Q of which come, T the time to read one.
     """
     if again and no_probe:
         raise click.UsageError("--probe and --no-probe contradict each other.")
@@ -96,10 +137,75 @@ def command(
     measured, how = _measured(shape, again, no_probe)
     n_ctx = -(-ctx_size // CONTEXT_STEP) * CONTEXT_STEP
     plan = make_plan(shape, budgets_to_show(shape, wanted), n_ctx, routing, words, measured)
+    batch_part = None
+    if batch:
+        from pyengine.planner.solving import Work
+
+        work = Work(prompt_tokens, answer_tokens)
+        batch_part = _batch(shape, work, _memory(ram_limit), trace, measured, again, no_probe)
     if as_json:
-        click.echo(json.dumps(plan.as_json() | {"probe": how, "measured": _plain(measured)}))
-    else:
-        show(plan, how)
+        from pyengine.cli.plan_batch import batch_json
+
+        report = plan.as_json() | {"probe": how, "measured": _plain(measured)}
+        click.echo(json.dumps(report | ({"batch": batch_json(*batch_part)} if batch_part else {})))
+        return
+    show(plan, how)
+    if batch_part is not None:
+        from pyengine.cli.plan_batch import show_batch
+
+        show_batch(*batch_part)
+
+
+def _memory(ram_limit: str | None) -> int:
+    """Bytes. Raises BudgetError."""
+    from pyengine.budget import available_memory, reserve, resolve
+    from pyengine.errors import BudgetError
+
+    if ram_limit is None:
+        return available_memory() - reserve()
+    size = budget(ram_limit)
+    if size == "auto" or (isinstance(size, str) and "%" in size):
+        raise BudgetError(f"--ram-limit {ram_limit!r} is not understood; write 2GiB or bytes")
+    return resolve(size, slot_bytes=sys.maxsize, least=0)
+
+
+def _batch(
+    shape: ModelShape,
+    work: Work,
+    limit: int,
+    trace: Path | None,
+    measured: Measured | None,
+    again: bool,
+    no_probe: bool,
+) -> tuple[BatchPlan, int, str, LastRun | None]:
+    """What show_batch() takes. Raises PyengineError if nothing can be planned."""
+    from pyengine.cli.interrupt import exit_on_interrupt
+    from pyengine.cli.output import TerminalSpinner
+    from pyengine.errors import UsageError
+    from pyengine.planner.batch_plan import known_costs, last_run, plan_batch, save_measured
+    from pyengine.planner.measuring import estimated_costs, measure_costs
+
+    costs = None if again else known_costs(shape)
+    how = "measured earlier, or learned from runs; --probe measures again"
+    if costs is None or not costs.measured:
+        if measured is None:
+            raise UsageError(
+                "how many texts to compute at once is not known without speeds; measure without --no-probe"
+            )
+        costs, how = estimated_costs(shape, measured), "estimated from the speeds above"
+        if not no_probe:
+            with TerminalSpinner("Measuring many texts") as spinner, exit_on_interrupt(spinner.restore_terminal):
+                costs, how = measure_costs(shape, measured), "measured now"
+            save_measured(shape, costs)
+    plan = plan_batch(
+        shape,
+        ram_limit=limit,
+        prompt_tokens=work.prompt_tokens,
+        answer_tokens=work.answer_tokens,
+        costs=costs,
+        trace=trace,
+    )
+    return plan, limit, how, last_run(shape)
 
 
 def _measured(shape: ModelShape, again: bool, no_probe: bool) -> tuple[Measured | None, str]:

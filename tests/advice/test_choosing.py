@@ -19,6 +19,9 @@ from pyengine.advice.keeper import Keeper
 from pyengine.advice.profile import Profile
 from pyengine.traces.routing_log import Token
 
+# The judging process gets only the time that nobody else wants.
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[Llama]:

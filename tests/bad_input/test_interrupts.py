@@ -13,6 +13,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
+# Moments are shares of the time that a run takes when nothing disturbs it.
+pytestmark = pytest.mark.alone
+
 TRIES = 16
 TIME_LIMIT_S = 60.0
 LONG_PROMPT = "Once upon a time there was a fox who lived near the river. " * 6

@@ -112,6 +112,7 @@ def test_a_budget_too_small_names_the_least(real):
     assert re.fullmatch(r"pyengine: error: .*\b\d{4,}\b.*\n", done.stderr)
 
 
+@pytest.mark.alone
 def test_ctrl_c_inside_a_long_prompt(real):
     child = subprocess.Popen(
         [*PYENGINE, "run", "-p", LONG_PROMPT, "--ram-budget", "25%", "-b", "4096", "-ub", "4096", "-c", "8192"],
@@ -138,6 +139,7 @@ def shown_answer(session):
     return "" if "Reading the prompt" in text else text
 
 
+@pytest.mark.alone
 def test_a_session(real, tmp_path):
     command = [*PYENGINE, "chat", "--temp", "0", "--ram-budget", "50%", "-c", "256"]
     session = Terminal(command, real.environment, str(tmp_path))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import time
 
+import pytest
+
 LEAVE = "\x04"  # Ctrl-D
 STOP = "\x03"  # Ctrl-C
+
+# Keys come at moments at which the program must be ready for them.
+pytestmark = pytest.mark.alone
 
 
 def leave(session):

@@ -18,6 +18,7 @@ from .reference import StockProcess
 __all__ = ["generated_model"]
 
 _RECORD = ExactnessRecord()
+_COMPARED = "compared with stock"  # a property of reports: the model's id and the case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -32,12 +33,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     finished = report.when == "call" or report.outcome != "passed"
     if finished and isinstance(item, pytest.Function) and item.originalname == "test_same_bits_as_stock":
         chosen = item.callspec.params
-        _RECORD.note(str(chosen["grid_model"]), str(chosen["case"]), report.outcome)
+        report.user_properties.append((_COMPARED, [str(chosen["grid_model"]), str(chosen["case"])]))
     return report
 
 
-def pytest_sessionfinish() -> None:
-    if path := wanted_at():
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where tests run in workers, their reports come to the process that started these."""
+    for name, value in report.user_properties:
+        if name == _COMPARED:
+            model_id, case = value
+            _RECORD.note(model_id, case, report.outcome)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (path := wanted_at()) and not hasattr(session.config, "workerinput"):
         _RECORD.write(path)
 
 

@@ -11,7 +11,10 @@ import numpy as np
 
 from pyengine.native import NativeEngine
 
-from .decoding import Logits, Model
+from .decoding import Logits, Model, Script
+
+#: Tokens of a step up to which rows meet matrices one by one, with the kernels that stock runs (kMostTokensByRow)
+MOST_TOKENS_BY_ROW = 16
 
 #: pye_event.kind
 HIT, MISS, EVICT = 0, 1, 2
@@ -60,3 +63,22 @@ def assert_same_bits(got: Logits, wanted: Logits) -> None:
         f"{wrong.size} of {len(got)} tokens have other logits, the first is {wrong[0]}; "
         f"largest difference {np.abs(got - wanted).max():.3g}, NMSE {nmse(got, wanted):.2g}"
     )
+
+
+def alike(script: Script, n_ubatch: int = 512) -> int:
+    """Tokens at the beginning of a script whose logits must have stock's bits: up to the first micro-batch that is long
+    enough for its experts to be computed one by one, with kernels that may round otherwise than stock's."""
+    n = 0
+    for chunk in script:
+        if min(len(chunk), n_ubatch) > MOST_TOKENS_BY_ROW:
+            break
+        n += len(chunk)
+    return n
+
+
+def assert_as_stock(got: Logits, wanted: Logits, script: Script, n_ubatch: int = 512) -> None:
+    """Logits of a script: stock's bits up to its first long prompt, stock's values up to rounding from there on."""
+    n = alike(script, n_ubatch)
+    assert_same_bits(got[:n], wanted[:n])
+    assert got.shape == wanted.shape
+    assert n == len(got) or (error := nmse(got[n:], wanted[n:])) < 1e-6, f"NMSE {error:.2g}"

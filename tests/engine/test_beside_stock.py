@@ -17,7 +17,7 @@ from pyengine import Llama
 
 from .decoding import Model, llama_log, random_script
 from .grid_settings import settings
-from .managed import assert_same_bits, managed
+from .managed import assert_as_stock, assert_same_bits, managed
 from .reference import StockProcess, what_is_ours
 
 SCRIPT = random_script([1] * 8 + [40, 100] + [1] * 8, N_VOCAB, seed=6)
@@ -74,7 +74,7 @@ def test_stock_models_notice_nothing(model_id: str, generated_model: ModelFactor
 
     with managed(facts.path, 0.3) as (_, model), managed(other.path, 1), model.context() as context:
         check()
-        assert_same_bits(context.run(SCRIPT), alone.logits)
+        assert_as_stock(context.run(SCRIPT), alone.logits, SCRIPT)
         check()
     check()
 
@@ -88,7 +88,7 @@ def test_stock_and_ours_take_turns(generated_model: ModelFactory, stock: StockPr
         contexts = [stack.enter_context(model.context()) for model in models]
         turns = [[context.decode(chunk) for context in contexts] for chunk in SCRIPT]
     for of_one in zip(*turns, strict=True):
-        assert_same_bits(np.concatenate(of_one), wanted)
+        assert_as_stock(np.concatenate(of_one), wanted, SCRIPT)
 
 
 @pytest.mark.parametrize(("one", "two"), [("qwen2moe", "gpt-oss"), ("q4_k_m", "q4_k_m"), ("deepseek2", "split")])
@@ -104,7 +104,7 @@ def test_two_models_of_ours_take_turns(one: str, two: str, generated_model: Mode
         counted = [m.engine.stats() for m in opened]
         turns += [[context.decode(chunk) for context in contexts] for chunk in SCRIPT[n_single:]]
     for got, want in zip(zip(*turns, strict=True), wanted, strict=True):
-        assert_same_bits(np.concatenate(got), want)
+        assert_as_stock(np.concatenate(got), want, SCRIPT)
     for path, stats in zip(paths, counted, strict=True):
         with managed(path, 0.2) as (engine, model), model.context() as context:
             context.run(SCRIPT[:n_single])
@@ -121,7 +121,7 @@ def test_two_contexts_of_one_model_take_turns(share: float, generated_model: Mod
     with managed(facts.path, share) as (_, model), model.context() as first, model.context() as second:
         turns = [(first.decode(one), second.decode(two)) for one, two in zip(*scripts, strict=True)]
     for got, want in zip(zip(*turns, strict=True), wanted, strict=True):
-        assert_same_bits(np.concatenate(got), want)
+        assert_as_stock(np.concatenate(got), want, SCRIPT)
 
 
 def test_a_model_that_is_closed_leaves_the_others_alone(generated_model: ModelFactory, stock: StockProcess) -> None:
@@ -133,7 +133,7 @@ def test_a_model_that_is_closed_leaves_the_others_alone(generated_model: ModelFa
             with managed(facts.path, 0.2) as (_, brief), brief.context() as passing:
                 passing.decode(chunk)
             got.append(context.decode(chunk))
-    assert_same_bits(np.concatenate(got), wanted)
+    assert_as_stock(np.concatenate(got), wanted, SCRIPT)
 
 
 def test_llama_beside_llama_cpp(generated_model: ModelFactory, stock: StockProcess) -> None:

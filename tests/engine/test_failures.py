@@ -21,7 +21,7 @@ from pyengine.errors import ExpertReadError
 
 from .children import Child
 from .decoding import Context, DecodeError, random_script
-from .managed import EVICT, MISS, Managed, assert_same_bits, managed
+from .managed import EVICT, MISS, Managed, assert_as_stock, managed
 from .reference import StockProcess, write
 
 PROMPT = random_script([40], N_VOCAB, seed=8)[0]
@@ -141,7 +141,7 @@ def test_every_fifth_load_may_fail(
             assert opened_model.engine.take_failure() is None
         check_counters(opened_model)
     assert failures >= 3
-    assert_same_bits(np.concatenate(got), wanted)
+    assert_as_stock(np.concatenate(got), wanted, SCRIPT)
 
 
 def check_failure(opened_model: Managed, facts: ModelFacts) -> None:
@@ -199,7 +199,7 @@ def test_a_file_that_is_truncated_while_it_is_used(
         assert str(opened_model.engine.take_failure()).endswith("was changed while it was in use; load the model again")
         os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
         got += [context.decode(chunk) for chunk in SCRIPT[2:]]
-    assert_same_bits(np.concatenate(got), wanted)
+    assert_as_stock(np.concatenate(got), wanted, SCRIPT)
 
 
 def test_a_file_that_is_deleted_while_it_is_used(
@@ -211,7 +211,7 @@ def test_a_file_that_is_deleted_while_it_is_used(
     with decoding(copy) as (_, context):
         copy.unlink()
         got = context.run(SCRIPT)
-    assert_same_bits(got, stock.run(facts.path, SCRIPT).logits)
+    assert_as_stock(got, stock.run(facts.path, SCRIPT).logits, SCRIPT)
 
 
 @pytest.mark.parametrize("number", [0, 1, 25])
@@ -224,4 +224,4 @@ def test_an_error_from_the_system(
     said = task.run({"LD_PRELOAD": str(faulty_disk)})
     assert said["faults"] == 1
     assert len(said["errors"]) == 1 and "Input/output error" in said["errors"][0]
-    assert_same_bits(np.load(out), stock.run(facts.path, SCRIPT).logits)
+    assert_as_stock(np.load(out), stock.run(facts.path, SCRIPT).logits, SCRIPT)

@@ -16,6 +16,9 @@ from pyengine import bundled_model
 from . import page_cache
 from .children import Child
 
+# What is in the page cache, and who read it.
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def split_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFacts]:

@@ -16,6 +16,7 @@ _FREE_DISK = 3 << 30
 _SLACK = 100 * _MIB  # Python and libraries, read buffers, scratch of the kernels
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_resident_memory_stays_within_the_budget(tmp_path: Path) -> None:
     """Prefill that wants every expert, and decoding, with a quarter of the experts in RAM."""

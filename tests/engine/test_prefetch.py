@@ -17,7 +17,7 @@ from pyengine.policies import POLICIES
 
 from .agitation import Agitation, random_budgets, random_priorities
 from .decoding import Script, random_script
-from .managed import assert_same_bits, managed
+from .managed import assert_as_stock, managed
 from .reference import StockProcess, write
 
 PREFETCH = 3
@@ -60,7 +60,7 @@ def test_senseless_guesses_change_no_bit(
         with Agitation(random_priorities(engine)):
             got = context.run(SCRIPT)
         stats = engine.stats()
-    assert_same_bits(got, wanted)
+    assert_as_stock(got, wanted, SCRIPT)
     assert stats["guesses"] > 0
     assert stats["prefetches"] > 0 or stats["slots"] < 8
     counted = stats["prefetch_hits"] + stats["prefetches_late"] + stats["prefetches_wasted"]
@@ -76,7 +76,7 @@ def test_budgets_that_change_while_experts_are_fetched_ahead(stock: StockProcess
             got = context.run(BUNDLED)
         assert budgets.times > 3
         assert engine.stats()["prefetches"] > 0
-    assert_same_bits(got, wanted)
+    assert_as_stock(got, wanted, BUNDLED)
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "auto"])

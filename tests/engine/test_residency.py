@@ -15,7 +15,7 @@ from pyengine.native import NativeEngine
 from .agitation import Agitation, random_budgets, random_priorities
 from .children import Child
 from .decoding import random_script
-from .managed import assert_same_bits, managed
+from .managed import assert_as_stock, assert_same_bits, managed
 from .reference import StockProcess
 
 SCRIPT = random_script([1] * 24 + [33, 100] + [1] * 24, N_VOCAB, seed=1)
@@ -37,7 +37,7 @@ def test_priorities_that_change_while_decoding(
         with Agitation(random_priorities(engine)) as agitation:
             for _ in range(ROUNDS):
                 context.clear()
-                assert_same_bits(context.run(SCRIPT), wanted)
+                assert_as_stock(context.run(SCRIPT), wanted, SCRIPT, N_UBATCH)
         assert agitation.times > 10
 
 
@@ -50,7 +50,7 @@ def test_budgets_that_change_while_decoding(model_id: str, generated_model: Mode
         with budgets, priorities:
             for _ in range(ROUNDS):
                 context.clear()
-                assert_same_bits(context.run(SCRIPT), wanted)
+                assert_as_stock(context.run(SCRIPT), wanted, SCRIPT, N_UBATCH)
         assert budgets.times > 10 and priorities.times > 10
 
 
@@ -66,7 +66,7 @@ def test_budgets_that_change_between_decodes(model_id: str, generated_model: Mod
             stats = engine.stats()
             seen.add(stats["slots"])
             assert stats["resident"] <= stats["slots"]
-    assert_same_bits(np.concatenate(got), wanted)
+    assert_as_stock(np.concatenate(got), wanted, SCRIPT, N_UBATCH)
     assert len(seen) > 5
 
 
@@ -147,6 +147,6 @@ def test_a_slow_disk(
     job = {"path": str(facts.path), "script": script, "share": 0.2, "out": str(tmp_path / "logits.npy")}
     environment = {"LD_PRELOAD": str(faulty_disk), **trouble}
     said = Child("disk.decode", agitate="agitate" in trouble, n_ubatch=N_UBATCH, **job).run(environment)
-    assert_same_bits(np.load(tmp_path / "logits.npy"), wanted)
+    assert_as_stock(np.load(tmp_path / "logits.npy"), wanted, script, N_UBATCH)
     assert said["reads"] >= said["stats"]["reads"] > 0, "our reads went through the faulty disk"
     assert said["faults"] > said["reads"] // 8

@@ -22,7 +22,7 @@ from pyengine.native import NativeEngine
 
 from .children import Child
 from .decoding import DecodeError, Logits, random_script
-from .managed import assert_same_bits, managed
+from .managed import assert_as_stock, managed
 from .reference import StockProcess, write
 
 SCRIPT = random_script([1] * 20 + [60] + [1] * 20, N_VOCAB, seed=11)
@@ -51,7 +51,7 @@ def test_two_models_in_two_threads(one: str, two: str, generated_model: ModelFac
     with ThreadPoolExecutor(2) as pool:
         for got, want in zip(pool.map(compute, paths), wanted, strict=True):
             for logits in got:
-                assert_same_bits(logits, want)
+                assert_as_stock(logits, want, SCRIPT)
 
 
 def test_two_contexts_of_one_model_in_two_threads(generated_model: ModelFactory, stock: StockProcess) -> None:
@@ -63,7 +63,7 @@ def test_two_contexts_of_one_model_in_two_threads(generated_model: ModelFactory,
         with ThreadPoolExecutor(2) as pool:
             for _ in range(3):
                 for got in pool.map(lambda context: context.run(SCRIPT), contexts):
-                    assert_same_bits(got, wanted)
+                    assert_as_stock(got, wanted, SCRIPT)
                 for context in contexts:
                     context.clear()
 

@@ -192,6 +192,7 @@ def test_a_failing_write_leaves_nothing(target: Path) -> None:
     assert not any(target.parent.iterdir())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("force", [False, True])
 def test_an_interrupt_leaves_things_as_they_were(force: bool, target: Path) -> None:
     if force:
@@ -234,6 +235,7 @@ def test_keys_of_every_type_are_copied(source: Path, target: Path) -> None:
     ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_bar_on_a_terminal(interrupted: bool, target: Path) -> None:
     """It shows bytes and speed, goes away, and gives the cursor back also after Ctrl-C."""

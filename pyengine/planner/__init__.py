@@ -1,0 +1,15 @@
+"""How many texts to compute at once, so that reading experts hides behind computing them (Klotski, arXiv 2502.06888).
+
+    short runs ─▶ costs ─────┐
+    trace      ─▶ demand ────┼─▶ inequalities ─▶ solving ─▶ BatchPlan ─▶ `pyengine plan --batch`, `pyengine batch`
+    memory     ─▶ solving ───┘        ▲
+    steps of a running model ─▶ refine ┘
+
+Only measuring.py and watching.py touch models; costs, demand, inequalities, solving and refine are pure.
+"""
+
+from pyengine.planner.batch_plan import plan_batch
+from pyengine.planner.costs import Costs
+from pyengine.planner.solving import BatchPlan, DoesNotFitError, Memory
+
+__all__ = ["BatchPlan", "Costs", "DoesNotFitError", "Memory", "plan_batch"]

@@ -1,0 +1,127 @@
+"""Costs corrected by what the steps of a running model take: running medians of actual over foretold. Pure.
+
+Four things are told apart, because the engine counts them apart: its kernels, what is missing, reading, and all else.
+Each is corrected by one factor; what was measured about how they grow with the number of tokens stays.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pyengine.planner.costs import Costs
+from pyengine.planner.demand import Demand, StepDemand
+from pyengine.planner.inequalities import StepShape, step_time
+
+#: Steps that the medians are of; fewer than the least say nothing yet.
+_STEPS, _LEAST = 64, 5
+#: A factor beyond these is no correction but a mistake: a suspended machine, a clock that was set.
+_SMALLEST, _LARGEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step as it was. Seconds; counts are of all layers together."""
+
+    sequences: int
+    """texts that decoded, a token each"""
+    chunk: int
+    """tokens of prompts"""
+    cells: float
+    """KV cells in use"""
+    wall_s: float
+    """from the end of the step before to the end of this one"""
+    compute_s: float
+    """in expert kernels"""
+    stall_s: float
+    """kernels waited for experts"""
+    io_s: float
+    """with at least one load under way"""
+    wanted: int
+    """distinct experts; missing: of those, when the router spoke; loaded: for them, then or ahead"""
+    missing: int
+    loaded: int
+
+
+class Refiner:
+    """
+    Args:
+        costs: as measured; demand: as the plan's.
+        slots: of each shape class, now; a change of the budget changes what it returns.
+    """
+
+    def __init__(self, costs: Costs, demand: Demand, slots: Callable[[], Sequence[int]]) -> None:
+        self._measured, self._demand, self._slots = costs, demand, slots
+        self._as_counted = replace(costs, miss_factor=1.0, recall=0.0)  # for steps whose misses are known
+        self._ratios: dict[str, deque[float]] = {
+            name: deque(maxlen=_STEPS) for name in ("compute", "other", "transfer", "misses")
+        }
+        self._walls: dict[tuple[int, int], deque[float]] = {}
+        self.n_steps = 0
+
+    def observe(self, record: StepRecord) -> None:
+        """A step was computed."""
+        if record.sequences + record.chunk <= 0 or record.wall_s <= 0:
+            return
+        self.n_steps += 1
+        walls = self._walls.setdefault((record.sequences, record.chunk), deque(maxlen=_STEPS))
+        walls.append(record.wall_s)
+        demand = self.demand_of(record)
+        shape = self.shape_of(record)
+        plain = step_time(self._as_counted, shape, _as_missed(demand, record))
+        self._note("compute", record.compute_s, plain.experts)
+        self._note("other", record.wall_s - record.compute_s - record.stall_s, plain.attention)
+        missing = demand.missing * demand.n_layer * self._measured.miss_factor
+        if missing >= 1:
+            self._note("misses", record.missing, missing)
+        if record.missing:
+            self._note("transfer", record.io_s, plain.reading * record.loaded / record.missing)
+
+    def _note(self, name: str, actual: float, foretold: float) -> None:
+        if foretold > 0 and _SMALLEST <= actual / foretold <= _LARGEST:
+            self._ratios[name].append(actual / foretold)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Actual over measured: "compute", "other", "transfer", "misses"; 1 where too little was seen."""
+        return {name: statistics.median(seen) if len(seen) >= _LEAST else 1.0 for name, seen in self._ratios.items()}
+
+    @property
+    def costs(self) -> Costs:
+        """As corrected so far."""
+        return self._measured.scaled(**self.factors)
+
+    def actual_step_s(self, sequences: int, chunk: int = 0) -> float | None:
+        """Median of steps of that kind; None: too few."""
+        walls = self._walls.get((sequences, chunk), ())
+        return statistics.median(walls) if len(walls) >= _LEAST else None
+
+    def commonest(self) -> tuple[int, int] | None:
+        """(texts, steps seen) of steps without a prompt, of the number of texts that there were most steps of."""
+        kinds = [(len(walls), n) for (n, chunk), walls in self._walls.items() if not chunk and len(walls) >= _LEAST]
+        n_step, n = max(kinds, default=(0, 0))
+        return (n, n_step) if n_step else None
+
+    def demand_of(self, record: StepRecord) -> StepDemand:
+        """What the routing foretells for such a step."""
+        return self._demand.of(record.sequences, record.chunk, tuple(self._slots()))
+
+    def shape_of(self, record: StepRecord) -> StepShape:
+        outputs = record.sequences + bool(record.chunk)
+        return StepShape(record.sequences + record.chunk, outputs, record.cells, min(self._slots()))
+
+
+def _as_missed(demand: StepDemand, record: StepRecord) -> StepDemand:
+    """The demand, with as many distinct and missing experts as there were: kernels are not to blame for misses."""
+    n = demand.n_layer
+    rows = float((demand.hot_rows + demand.cold_rows).mean())
+    wanted, cold = record.wanted / n, min(record.missing, record.wanted) / n
+    share = cold / wanted if wanted else 0.0
+    hot, hot_rows, missing, cold_rows = (
+        np.array([value]) for value in (wanted - cold, rows * (1 - share), cold, rows * share)
+    )
+    return StepDemand(hot, hot_rows, missing, cold_rows, n)
