@@ -174,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         runs = [read_run(folder) for folder in asked.folders]
         for run in runs if asked.plots else ():
-            draw(run.samples, run.folder)
+            if not run.record.get("experiment"):  # a contest's page has none
+                draw(run.samples, run.folder)
         asked.output.write_text(report(runs, asked.output), encoding="utf-8")
     except (PyengineError, OSError) as error:
         sys.exit(f"error: {error}")
