@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from gguf_tools.bundles.file import drop_cached, open_file, sync_folder, write_a
 from gguf_tools.bundles.format import MAGIC, BundleError, Tables, read_tables
 from gguf_tools.errors import GgufToolsError, RequestError
 from pyengine.bundles import SUFFIX, partial_of
+from pyengine.locked_file import open_locked
 
 
 class BusyError(GgufToolsError):
@@ -143,17 +143,7 @@ def opened(target: Path, tables: Tables) -> Iterator[PartialBundle]:
 
 
 def _locked(path: Path, target: Path) -> int:
-    while True:
-        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last owner may have given it its name, or removed it, between our two calls.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise BusyError(f"another process is making {target}") from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+    try:
+        return open_locked(path, lambda: open_file(path, os.O_RDWR | os.O_CREAT))
+    except BlockingIOError:
+        raise BusyError(f"another process is making {target}") from None

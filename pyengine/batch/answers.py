@@ -7,7 +7,6 @@ end; it is cut off at the next start, and its line is answered anew.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import stat
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 
 from pyengine.batch.lines import KEY_PREFIX, split_key
 from pyengine.errors import UsageError
+from pyengine.locked_file import open_locked
 from pyengine.whole_file import written_whole
 
 #: The longest time for which finished answers may be lost to a power failure. (A killed process loses none.)
@@ -170,23 +170,14 @@ def json_line(answer: dict[str, Any]) -> bytes:
 
 def _locked(path: Path) -> int:
     """A descriptor of the file, made if absent, that no other process can get too."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.fstat(descriptor)
-            if not stat.S_ISREG(mine.st_mode):
-                raise AnswersError(f"{path} is not a regular file")
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(mine, os.stat(path)):
-                    return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise AnswersError(f"{path} is in use: another batch is writing to it") from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # it was replaced between the two calls: what we hold is no longer the file
+    try:
+        descriptor = open_locked(path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666))
+    except BlockingIOError:
+        raise AnswersError(f"{path} is in use: another batch is writing to it") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AnswersError(f"{path} is not a regular file")
+    return descriptor
 
 
 def _read(path: Path, descriptor: int) -> tuple[Answered, int]:

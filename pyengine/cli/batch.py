@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options
+from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options, n_predict_option
 
 if TYPE_CHECKING:
     from pyengine.batch import BatchFiles, BatchSummary
@@ -62,17 +62,7 @@ def _at_once(_ctx: click.Context, _option: click.Parameter, text: str) -> int | 
     metavar="N",
     help="Lines computed at once, at most; auto: as many as the context has room for.",
 )
-@click.option(
-    "-n",
-    "--n-predict",
-    cls=Option,
-    type=click.IntRange(min=-1),
-    default=-1,
-    show_default=True,
-    env=True,
-    metavar="N",
-    help="Most tokens for lines without max_tokens; -1 until the answer ends or the context is full.",
-)
+@n_predict_option("Most tokens for lines without max_tokens; -1 until the answer ends or the context is full.")
 @click.option("--overwrite", is_flag=True, help="Begin anew if FILE exists.")
 @click.option("--retry-failed", is_flag=True, help="Try lines again that became error lines in FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")

@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyengine.cli import inputs
-from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options
+from pyengine.cli.options import Command, ModelOptions, Sampling, model_and_sampling_options, n_predict_option
 
 #: Tokens of an answer that nobody watches, unless -n says otherwise: a small model may go round in circles.
 MOST_UNATTENDED = 1024
@@ -17,17 +17,7 @@ DEFAULT_QUESTION = "Hello! Who are you, and what can you help me with?"
 @click.command("chat", cls=Command, short_help="Talk with a model.")
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT once and exit; - reads it from standard input.")
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System prompt.")
-@click.option(
-    "-n",
-    "--n-predict",
-    cls=Option,
-    type=click.IntRange(min=-1),
-    default=-1,
-    show_default=True,
-    env=True,
-    metavar="N",
-    help="Most tokens in an answer; -1 until it ends or the context is full.",
-)
+@n_predict_option("Most tokens in an answer; -1 until it ends or the context is full.")
 @model_and_sampling_options
 def command(
     model_options: ModelOptions, sampling: Sampling, prompt: str | None, system: str | None, n_predict: int

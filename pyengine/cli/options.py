@@ -338,6 +338,21 @@ _SAMPLING_OPTIONS = (
 )
 
 
+def n_predict_option(meaning: str) -> Callable[[Function], Function]:
+    """-n, the tokens of an answer; `meaning` is its help."""
+    return click.option(
+        "-n",
+        "--n-predict",
+        cls=Option,
+        type=click.IntRange(min=-1),
+        default=-1,
+        show_default=True,
+        env=True,
+        metavar="N",
+        help=meaning,
+    )
+
+
 def model_and_sampling_options(command: Function) -> Function:
     """Give a command the shared options; it receives them as `model_options` and `sampling`."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyengine.cli import inputs
-from pyengine.cli.options import Command, ModelOptions, Option, Sampling, model_and_sampling_options
+from pyengine.cli.options import Command, ModelOptions, Sampling, model_and_sampling_options, n_predict_option
 
 if TYPE_CHECKING:
     from pyengine import Llama
@@ -19,17 +19,7 @@ if TYPE_CHECKING:
 @click.command("run", cls=Command, short_help="Complete a prompt.")
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
 @click.option("-f", "--file", metavar="FILE", help="Read the prompt from FILE; - is standard input.")
-@click.option(
-    "-n",
-    "--n-predict",
-    cls=Option,
-    type=click.IntRange(min=-1),
-    default=-1,
-    show_default=True,
-    env=True,
-    metavar="N",
-    help="Tokens to generate; -1 until the text ends or the context is full.",
-)
+@n_predict_option("Tokens to generate; -1 until the text ends or the context is full.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option(
     "--trace",
