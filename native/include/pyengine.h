@@ -324,7 +324,8 @@ PYE_API size_t pye_events(pye_engine * engine, pye_event * out, size_t capacity)
 /* If computing has failed since the last call, copy the reason and return its PYE_E_* code, else return PYE_OK. */
 PYE_API int32_t pye_take_failure(pye_engine * engine, char * reason, size_t capacity);
 
-/* For tests: the next `n` demand loads after `after` successful ones fail as if the disk had. n = 0 switches it off. */
+/* For tests: the next `n` demand loads after `after` successful ones, and the prefetches among them, fail as if the disk
+ * had. n = 0 switches it off. */
 PYE_API int32_t pye_inject_read_errors(pye_engine * engine, uint64_t after, uint64_t n);
 
 /* Release the engine. Tensors of a model that is still loaded keep what they need alive, but can no longer compute. */

@@ -105,13 +105,11 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgenc
     load->left      = n;
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (inject_n_ > 0 && urgency == Urgency::Demand) {
-            if (inject_after_ > 0) {
-                --inject_after_;
-            } else {
-                --inject_n_;
-                load->poisoned = true;
-            }
+        if (inject_n_ > 0) {
+            // Counted in demand loads, which come in the same order every time.
+            load->poisoned      = inject_after_ == 0;
+            uint64_t & to_count = inject_after_ > 0 ? inject_after_ : inject_n_;
+            to_count -= urgency == Urgency::Demand;
         }
         if (!loads_.emplace(tag, load.get()).second) {
             throw std::logic_error("two loads of one tag at a time");
@@ -171,11 +169,16 @@ void DiskTier::cancel(uint64_t tag) {
     }
 }
 
-uint32_t DiskTier::unread(uint64_t tag) {
+float DiskTier::unread(uint64_t tag) {
     std::lock_guard<std::mutex> lock(mutex_);
-    const auto                  waits = [tag](const Task & task) { return task.load->tag == tag; };
-    return static_cast<uint32_t>(std::count_if(demand_.begin(), demand_.end(), waits) +
-                                 std::count_if(prefetch_.begin(), prefetch_.end(), waits));
+    const auto                  found = loads_.find(tag);
+    if (found == loads_.end()) {
+        return 0.0f;
+    }
+    const auto waits = [&](const Task & task) { return task.load == found->second; };
+    const auto n =
+        std::count_if(demand_.begin(), demand_.end(), waits) + std::count_if(prefetch_.begin(), prefetch_.end(), waits);
+    return static_cast<float>(n) / static_cast<float>(found->second->pieces.size());
 }
 
 // Under the lock; every piece has been read or dropped.

@@ -85,16 +85,16 @@ class DiskTier {
                     const Whole & whole = {});
     // Of a load under way: its unread pieces go before those of all prefetches; or are not read at all, and it lands as
     // cancelled. Nothing happens if it has landed.
-    void     promote(uint64_t tag);
-    void     cancel(uint64_t tag);
-    uint32_t unread(uint64_t tag);       // pieces that nobody has begun to read
-    Landed   load_wait();                // blocks; call only while loads are under way
-    bool     load_poll(Landed * landed); // takes a finished load if there is one
+    void   promote(uint64_t tag);
+    void   cancel(uint64_t tag);
+    float  unread(uint64_t tag);       // share of its pieces that nobody has begun to read; 0 if it has landed
+    Landed load_wait();                // blocks; call only while loads are under way
+    bool   load_poll(Landed * landed); // takes a finished load if there is one
 
     // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
     void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
 
-    // Fault injection: after `after` more loads, the next `n` fail.
+    // Fault injection: after `after` more demand loads, the next `n` fail, and every prefetch among them.
     void inject_errors(uint64_t after, uint64_t n);
 
     const Counters & counters() const { return counters_; }

@@ -83,9 +83,9 @@ uint64_t ExpertSource::tag_of(uint32_t layer, uint32_t slot) const {
     return uint64_t(index_.layers[layer].shape_class) << 32 | slot;
 }
 
-void     ExpertSource::promote(uint32_t layer, uint32_t slot) { disk_->promote(tag_of(layer, slot)); }
-void     ExpertSource::cancel(uint32_t layer, uint32_t slot) { disk_->cancel(tag_of(layer, slot)); }
-uint32_t ExpertSource::unread(uint32_t layer, uint32_t slot) { return disk_->unread(tag_of(layer, slot)); }
+void  ExpertSource::promote(uint32_t layer, uint32_t slot) { disk_->promote(tag_of(layer, slot)); }
+void  ExpertSource::cancel(uint32_t layer, uint32_t slot) { disk_->cancel(tag_of(layer, slot)); }
+float ExpertSource::unread(uint32_t layer, uint32_t slot) { return disk_->unread(tag_of(layer, slot)); }
 
 bool ExpertSource::load_again(uint32_t layer, uint32_t expert, uint32_t slot) {
     if (!bundle_ || !bundle_->has(layer, expert)) {

@@ -28,9 +28,9 @@ class ExpertSource {
     static uint32_t slot_of(const DiskTier::Landed & landed) { return static_cast<uint32_t>(landed.tag); }
     static uint32_t class_of(const DiskTier::Landed & landed);
     // Of the load of a slot that is under way: see DiskTier.
-    void     promote(uint32_t layer, uint32_t slot);
-    void     cancel(uint32_t layer, uint32_t slot);
-    uint32_t unread(uint32_t layer, uint32_t slot);
+    void  promote(uint32_t layer, uint32_t slot);
+    void  cancel(uint32_t layer, uint32_t slot);
+    float unread(uint32_t layer, uint32_t slot);
     // A load of the expert has landed in good order: its record is sound, and later reads of it are not checked again, which
     // would take a core from the kernels.
     void sound(uint32_t layer, uint32_t expert) { sound_[layer][expert] = 1; }

@@ -14,20 +14,24 @@ namespace {
 constexpr float kFading      = 0.98f; // of a rank's record with every guess; about the last fifty count
 constexpr float kPrior       = 8.0f;  // guesses' worth of belief before there are any
 constexpr float kPriorChance = 0.5f;
+constexpr float kUnproven    = 0.3f; // chance of a guess before there is any record: not enough to read anything
+constexpr float kUnseen      = 0.1f; // chance that what is pushed out was needed, likewise
 constexpr float kMostRoom    = 16.0f;
+constexpr float kLeastMoved  = 0.1f; // what is never found out when nothing is read
 
-constexpr uint32_t kStandings = 8;  // parts of a layer's experts, by priority
-constexpr uint32_t kTrial     = 64; // times asked before a predictor may be passed over
-constexpr uint32_t kMemory    = 64; // times asked that count for its worth
-constexpr uint32_t kSkipped   = 16; // one that is passed over is asked once in so many times
-constexpr size_t   kMostAsked = 8;  // tokens of a prompt that a predictor looks at
+constexpr uint32_t kMovedPrior = 8;  // prefetches' worth of belief in one half
+constexpr uint32_t kStandings  = 8;  // parts of a layer's experts, by priority
+constexpr uint32_t kTrial      = 64; // times asked before a predictor may be passed over
+constexpr uint32_t kMemory     = 64; // times asked that count for its worth
+constexpr uint32_t kSkipped    = 16; // one that is passed over is asked once in so many times
+constexpr size_t   kMostAsked  = 8;  // tokens of a prompt that a predictor looks at
 
 } // namespace
 
-float Prefetcher::Record::chance(uint32_t rank) const {
+float Prefetcher::Record::chance(uint32_t rank, float belief) const {
     const float n = rank < tried.size() ? tried[rank] : 0.0f;
     const float r = rank < right.size() ? right[rank] : 0.0f;
-    const float p = rank < prior.size() ? prior[rank] : kPriorChance;
+    const float p = rank < prior.size() ? prior[rank] : belief;
     return (r + kPrior * p) / (n + kPrior);
 }
 
@@ -41,7 +45,8 @@ float Prefetcher::Guesser::chance(uint32_t rank, uint32_t standing) const {
     const auto odds = [](float chance) {
         return std::clamp(chance, 0.01f, 0.99f) / (1.0f - std::clamp(chance, 0.01f, 0.99f));
     };
-    const float both = odds(record.chance(rank)) * odds(standings.chance(standing)) / odds(standings.overall());
+    const float by_rank = record.chance(rank, all == nullptr ? kUnproven : all->chance(rank, kUnproven));
+    const float both    = odds(by_rank) * odds(standings.chance(standing, kPriorChance)) / odds(standings.overall());
     return both / (1.0f + both);
 }
 
@@ -63,9 +68,11 @@ Prefetcher::Prefetcher(const ExpertIndex & index, std::vector<SlotStore *> store
     rules_.preempt = rules_.reorder = rules_.replay_distance = 1;
     for (const ShapeClass & c : index_.classes) {
         unused_.emplace_back(c.n_expert, 0);
+        watched_.emplace_back(c.n_expert, 0);
     }
     for (uint32_t layer = 0; layer < told_.size(); ++layer) {
         told_[layer].target = replayed_[layer].target = layer;
+        replayed_[layer].all                          = &all_[Replayed];
     }
 }
 
@@ -78,6 +85,8 @@ void Prefetcher::set_predictors(std::vector<Predictor> predictors) {
         Seer seer;
         seer.one.target = seer.many.target = p.target;
         seer.one.record.prior              = p.chances;
+        seer.one.all                       = &all_[One];
+        seer.many.all                      = &all_[Many];
         seer.predictor                     = std::move(p);
         seers_.push_back(std::move(seer));
     }
@@ -109,7 +118,7 @@ bool Prefetcher::landed(const DiskTier::Landed & landed) {
         store.landed(slot);
         store.unpin(slot);
         source_.sound(load->layer, load->expert);
-        unused_[shape_class][slot] = 1;
+        unused_[shape_class][slot] = static_cast<uint8_t>(1 + load->kind);
     } else {
         store.failed(slot);
         ++(landed.cancelled ? stats_.prefetches_wasted : stats_.prefetches_failed);
@@ -125,12 +134,13 @@ void Prefetcher::spoken(uint32_t layer, const std::vector<Wanted> & wanted) {
     }
     judge(told_[layer], layer, wanted);
     judge(replayed_[layer], layer, wanted);
+    judge_displaced(layer, wanted);
     uint32_t n_unread = 0;
     for (Load & load : loads_) {
-        if (load.layer != layer || load.keep) {
+        if (load.layer != layer || load.keeps()) {
             continue;
         }
-        n_unread += source_.unread(load.layer, load.slot) > 0;
+        n_unread += source_.unread(load.layer, load.slot) > 0.0f;
         const bool is_wanted =
             std::any_of(wanted.begin(), wanted.end(), [&load](const Wanted & w) { return w.expert == load.expert; });
         if (!is_wanted && rules_.preempt != 0) {
@@ -157,6 +167,9 @@ void Prefetcher::judge(Guesser & guesser, uint32_t layer, const std::vector<Want
         const bool right =
             std::any_of(wanted.begin(), wanted.end(), [&g](const Wanted & w) { return w.expert == g.expert; });
         guesser.record.add(g.rank, right);
+        if (guesser.all != nullptr) {
+            guesser.all->add(g.rank, right);
+        }
         guesser.standings.add(g.standing, right);
         n_right += right;
     }
@@ -168,15 +181,40 @@ void Prefetcher::judge(Guesser & guesser, uint32_t layer, const std::vector<Want
     guesser.pending.clear();
 }
 
+// Whether what guesses push out, or would, was wanted.
+void Prefetcher::judge_displaced(uint32_t layer, const std::vector<Wanted> & wanted) {
+    const ExpertLayer & l       = index_.layers[layer];
+    uint8_t *           watched = &watched_[l.shape_class][l.first];
+    for (uint32_t expert = 0; expert < l.n_expert; ++expert) {
+        if (watched[expert] != 0) {
+            displaced_[watched[expert] - 1u].add(
+                0,
+                std::any_of(wanted.begin(), wanted.end(), [expert](const Wanted & w) { return w.expert == expert; }));
+            watched[expert] = 0;
+        }
+    }
+}
+
 void Prefetcher::used(uint32_t layer, uint32_t expert) {
     const uint32_t shape_class = index_.layers[layer].shape_class;
     uint8_t &      unused      = unused_[shape_class][store_of(layer).slot_of(dense(layer, expert))];
-    stats_.prefetch_hits += unused;
-    unused = 0;
+    if (unused != 0) {
+        ++stats_.prefetch_hits;
+        moved(static_cast<Kind>(unused - 1), 1.0f);
+        unused = 0;
+    }
+}
+
+// A wanted expert's prefetch had brought this share of it.
+void Prefetcher::moved(Kind kind, float share) {
+    if (kind != Keep) {
+        Average & average = moved_[kind];
+        average.value += (share - average.value) / static_cast<float>(std::min(++average.n + kMovedPrior, kMemory));
+    }
 }
 
 void Prefetcher::evicted(uint32_t shape_class, uint32_t slot) {
-    stats_.prefetches_wasted += unused_[shape_class][slot];
+    stats_.prefetches_wasted += unused_[shape_class][slot] != 0;
     unused_[shape_class][slot] = 0;
 }
 
@@ -186,6 +224,7 @@ bool Prefetcher::adopt(uint32_t layer, uint32_t expert) {
     if (load == loads_.end() || load->given_up) {
         return false;
     }
+    moved(load->kind, 1.0f - source_.unread(layer, load->slot));
     if (rules_.preempt != 0) {
         source_.promote(layer, load->slot);
     }
@@ -220,7 +259,7 @@ void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inpu
             if (!new_one && (i != best || guesser.idle) && ++guesser.n_skipped % kSkipped != 0) {
                 continue;
             }
-            guess(guesser, votes(seers_[i].predictor, inputs), i == best);
+            guess(guesser, votes(seers_[i].predictor, inputs), i == best, inputs.size() == 1 ? One : Many);
         }
     }
     stats_.predict_ns += nanoseconds_since(start);
@@ -236,7 +275,7 @@ void Prefetcher::predict_replayed(uint32_t layer, const Replay & replay) {
     // The first layer has nobody before it, so it also guesses what lies between.
     for (uint32_t target = layer == 0 ? 1 : layer + distance; target <= layer + distance; ++target) {
         if (target < replayed_.size()) {
-            guess(replayed_[target], replayed(target, replay.next(target)), true);
+            guess(replayed_[target], replayed(target, replay.next(target)), true, Replayed);
         }
     }
     stats_.predict_ns += nanoseconds_since(start);
@@ -295,27 +334,47 @@ uint32_t Prefetcher::standing(uint32_t layer, uint32_t expert) const {
     return above * kStandings / l.n_expert;
 }
 
-void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins) {
+// Whether an absent expert is worth a read and the slot that it takes. Who leaves for it may be wanted, and when it is
+// read again the next one leaves, and so on.
+bool Prefetcher::pays(uint32_t target, uint32_t expert, float chance, Kind kind) {
+    if (chance < rules_.least_chance) {
+        return false;
+    }
+    const uint32_t leaves = store_of(target).would_leave(dense(target, expert));
+    if (leaves == SlotStore::kNone) {
+        return true;
+    }
+    watched_[index_.layers[target].shape_class][leaves] = static_cast<uint8_t>(1 + kind);
+    const float needed                                  = std::min(0.99f, displaced_[kind].chance(0, kUnseen));
+    return rules_.least_chance <= 0.0f ||
+           chance * std::max(kLeastMoved, moved_[kind].value) >= needed / (1.0f - needed);
+}
+
+void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins, Kind kind) {
     const uint32_t target = guesser.target;
     SlotStore &    store  = store_of(target);
-    auto           n      = static_cast<float>(
-        std::count_if(loads_.begin(), loads_.end(), [target](const Load & l) { return l.layer == target && !l.keep; }));
+    auto n = static_cast<float>(std::count_if(loads_.begin(), loads_.end(),
+                                              [target](const Load & l) { return l.layer == target && !l.keeps(); }));
     guesser.pending.clear();
     guesser.asked = true;
     guesser.idle  = true;
     for (uint32_t rank = 0; rank < experts.size(); ++rank) {
         const uint32_t expert = experts[rank];
         const uint32_t stands = standing(target, expert);
-        const bool     likely = guesser.chance(rank, stands) >= rules_.least_chance;
-        guesser.idle          = guesser.idle && !likely;
-        if (likely && begins) {
-            store.expect(dense(target, expert)); // what is here already stays until its layer has spoken
-        }
+        const float    chance = guesser.chance(rank, stands);
         if (store.slot_of(dense(target, expert)) != SlotStore::kNone) {
+            const bool likely = chance >= rules_.least_chance;
+            guesser.idle      = guesser.idle && !likely;
+            if (likely && begins) {
+                store.expect(dense(target, expert)); // what is here already stays until its layer has spoken
+            }
             continue;
         }
         guesser.pending.push_back({expert, rank, stands});
-        if (likely && begins && n + 1.0f <= room_ && begin(target, expert, false)) {
+        const bool worth = pays(target, expert, chance, kind);
+        guesser.idle     = guesser.idle && !worth;
+        if (worth && begins && n + 1.0f <= room_ && begin(target, expert, kind)) {
+            store.expect(dense(target, expert));
             n += 1.0f;
         }
     }
@@ -324,22 +383,22 @@ void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts,
 void Prefetcher::expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep) {
     if (!keep) {
         if (guessing_) {
-            guess(told_[layer], experts, true);
+            guess(told_[layer], experts, true, One);
         }
         return;
     }
     SlotStore & store = store_of(layer);
     for (uint32_t expert : experts) {
         if (store.slot_of(dense(layer, expert)) == SlotStore::kNone) {
-            begin(layer, expert, true);
+            begin(layer, expert, Keep);
         }
     }
 }
 
-bool Prefetcher::begin(uint32_t layer, uint32_t expert, bool keep) {
+bool Prefetcher::begin(uint32_t layer, uint32_t expert, Kind kind) {
     SlotStore &    store   = store_of(layer);
     uint32_t       evicted = SlotStore::kNone;
-    const uint32_t slot    = store.claim_for_prefetch(dense(layer, expert), !keep, &evicted);
+    const uint32_t slot    = store.claim_for_prefetch(dense(layer, expert), kind != Keep, &evicted);
     if (slot == SlotStore::kNone) {
         return false;
     }
@@ -352,9 +411,9 @@ bool Prefetcher::begin(uint32_t layer, uint32_t expert, bool keep) {
                       static_cast<uint16_t>(id), PYE_EVENT_EVICT, 0});
     }
     source_.load_begin(layer, expert, slot, Urgency::Prefetch);
-    loads_.push_back({layer, expert, shape_class, slot, keep, false});
+    loads_.push_back({layer, expert, shape_class, slot, kind, false});
     ++stats_.prefetches;
-    begun_[layer] += !keep;
+    begun_[layer] += kind != Keep;
     events_.push({static_cast<uint32_t>(stats_.steps_layers), static_cast<uint16_t>(layer),
                   static_cast<uint16_t>(expert), PYE_EVENT_PREFETCH, 0});
     return true;

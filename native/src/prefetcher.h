@@ -2,8 +2,10 @@
 // advice: it may fail, come late or be wrong without harm.
 //
 // A guess is admitted by what it is worth: how often guesses of its rank, and about experts of its standing with the cache
-// policy, came true of late when they were absent; and no more are under way than have been found to arrive in time. When a
-// layer's router has spoken, its prefetches are demand loads or are given up (early preemption, ProMoE).
+// policy, came true of late when they were absent; whether the part of a read that is hidden in this way outweighs how
+// often what is pushed out was wanted meanwhile; and no more are under way than have been found to arrive in time. Nothing is read on faith: where a layer has shown little, the
+// others' record counts. When a layer's router has spoken, its prefetches are demand loads or are given up (early
+// preemption, ProMoE).
 //
 // Predictors of the same source and target are alternatives: the one that named more of the missing experts of late has its
 // say, the others are tried now and then; so is one whose guesses are not worth a read.
@@ -21,6 +23,7 @@
 #include "slot_store.h"
 #include "timeline.h"
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -67,11 +70,16 @@ class Prefetcher {
     void evicted(uint32_t shape_class, uint32_t slot);
 
   private:
+    // Of a guess: about a token alone, about several at once, in a replay; what is read to be kept is none.
+    enum Kind : uint8_t { One, Many, Replayed, Keep };
+    static constexpr size_t kGuessed = Keep;
+
     // A prefetch under way.
     struct Load {
         uint32_t layer, expert, shape_class, slot;
-        bool     keep;
+        Kind     kind;
         bool     given_up;
+        bool     keeps() const { return kind == Keep; }
     };
     // A guess about a layer that has not spoken yet, of an expert that was absent.
     struct Guess {
@@ -80,16 +88,21 @@ class Prefetcher {
     // How often guesses of each rank came true, old ones fading.
     struct Record {
         std::vector<float> tried, right;
-        std::vector<float> prior; // chance of each rank before there are guesses
-        float              chance(uint32_t rank) const;
+        std::vector<float> prior; // chance of each rank before there are guesses; of the others: `belief`
+        float              chance(uint32_t rank, float belief) const;
         float              overall() const;
         void               add(uint32_t rank, bool was_right);
+    };
+    struct Average {
+        float    value = 0.5f;
+        uint32_t n     = 0;
     };
     // Whoever guesses about a layer, and what became of it.
     struct Guesser {
         uint32_t           target = UINT32_MAX;
-        Record             record;    // by rank
-        Record             standings; // by the expert's standing in its layer
+        Record *           all    = nullptr; // by rank, of all layers; nullptr: there is no other layer
+        Record             record;           // by rank
+        Record             standings;        // by the expert's standing in its layer
         float              chance(uint32_t rank, uint32_t standing) const;
         std::vector<Guess> pending;
         bool               asked   = false; // since the layer last spoke
@@ -103,12 +116,15 @@ class Prefetcher {
         Guesser   one, many;
     };
 
-    void                  guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins);
-    bool                  begin(uint32_t layer, uint32_t expert, bool keep);
+    void                  guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins, Kind kind);
+    bool                  pays(uint32_t target, uint32_t expert, float chance, Kind kind);
+    bool                  begin(uint32_t layer, uint32_t expert, Kind kind);
+    void                  moved(Kind kind, float share);
     std::vector<uint32_t> votes(Predictor & predictor, const std::vector<const float *> & inputs);
     std::vector<uint32_t> replayed(uint32_t target, const std::vector<int32_t> & ids);
     void                  give_up(Load & load);
     void                  judge(Guesser & guesser, uint32_t layer, const std::vector<Wanted> & wanted);
+    void                  judge_displaced(uint32_t layer, const std::vector<Wanted> & wanted);
     uint32_t              standing(uint32_t layer, uint32_t expert) const;
     uint32_t              dense(uint32_t layer, uint32_t expert) const { return index_.layers[layer].first + expert; }
     SlotStore &           store_of(uint32_t layer) { return *stores_[index_.layers[layer].shape_class]; }
@@ -121,12 +137,16 @@ class Prefetcher {
     pye_stats &              stats_;
     pye_prefetch_rules       rules_;
 
-    std::vector<Seer>                 seers_;    // alternatives side by side
-    std::vector<Guesser>              told_;     // by layer: what expect() says
-    std::vector<Guesser>              replayed_; // by layer
+    std::vector<Seer>                 seers_;     // alternatives side by side
+    std::vector<Guesser>              told_;      // by layer: what expect() says
+    std::vector<Guesser>              replayed_;  // by layer
+    std::array<Record, kGuessed>      all_;       // by kind of guess: of all layers, by rank
+    std::array<Record, kGuessed>      displaced_; // likewise, one rank: wanted when its layer spoke next
+    std::array<Average, kGuessed>     moved_;     // likewise: the part of a wanted expert that had been read by then
+    std::vector<std::vector<uint8_t>> watched_;   // by class and expert: 1 + the kind of guess that it would leave for
     std::vector<Load>                 loads_;
     std::vector<uint32_t>             begun_;  // by layer: prefetches since it last spoke
-    std::vector<std::vector<uint8_t>> unused_; // by class and slot: prefetched and not used yet
+    std::vector<std::vector<uint8_t>> unused_; // by class and slot: 1 + the kind of prefetch; 0: none, or used since
     bool                              guessing_ = true;
     float                             room_     = 2; // prefetches for one layer that have been found to arrive in time
     uint32_t                          chance_   = 1; // state of the generator of replayed guesses

@@ -106,6 +106,14 @@ uint32_t SlotStore::claim_for_prefetch(uint32_t expert, bool evict, uint32_t * e
     return fill(s, expert, evicted);
 }
 
+uint32_t SlotStore::would_leave(uint32_t expert) {
+    if (empty_slot(expert) != kNone) {
+        return kNone;
+    }
+    const uint32_t s = victim(false);
+    return s == kNone || priority_[slots_[s].expert] == INFINITY ? kNone : slots_[s].expert;
+}
+
 uint32_t SlotStore::fill(uint32_t slot, uint32_t expert, uint32_t * evicted) {
     *evicted = kNone;
     if (slot == kNone) {

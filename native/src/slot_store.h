@@ -38,6 +38,8 @@ class SlotStore {
     // The same for an expert that may turn out not to be needed: never in the place of one that is expected or pinned by an
     // infinite priority, and without `evict` only in an empty slot.
     uint32_t claim_for_prefetch(uint32_t expert, bool evict, uint32_t * evicted);
+    // Who would leave for it then; kNone: nobody, for there is an empty slot, or nobody may.
+    uint32_t would_leave(uint32_t expert);
     void     landed(uint32_t slot); // LOADING -> READY, pinned once by the caller
     void     failed(uint32_t slot); // LOADING -> EMPTY
 

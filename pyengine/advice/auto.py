@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyengine.advice.choosing import Chooser
 from pyengine.advice.first_layer import FirstLayer
+from pyengine.advice.first_looks import FirstLooks
 from pyengine.advice.keeper import Keeper
 from pyengine.advice.profile import LEAST_TOKENS, Profile, load_profile, profile_file, update_profile
 from pyengine.native import ModelInfo, NativeEngine
@@ -41,9 +42,13 @@ class AutoPolicy:
             self._path = profile_file(model)
             self.profile = load_profile(self._path, info)
         last = "" if self.profile is None else self.profile.policy
-        self._keeper = Keeper(native, info, log, last if last in candidates(learned) else DEFAULT_POLICY, learned)
+        first = last if last in candidates(learned) else DEFAULT_POLICY
+        self._keeper = Keeper(native, info, log, first, learned, instead_of_lru=DEFAULT_POLICY)
         self._chooser = Chooser(native, info, self._keeper, self.profile)
         log.listen(self._chooser)  # after the keeper, which a new policy replaces between two tokens
+        if not last:
+            chooser = self._chooser
+            log.listen(FirstLooks(native, info, self._keeper, chooser.recent, lambda: chooser.judged))
         self.first_layer: FirstLayer | None = None
         if self.profile is not None:
             self._keeper.begin_warm(self.profile.recent, self.profile.uses)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,21 @@ _LATE = 900.0
 _ENOUGH, _FAST = 1000, 3e9
 
 
+def seconds_per_miss(stats: Mapping[str, int], info: ModelInfo) -> float:
+    """That decoding waits for a missing expert, of the engine with these `stats`."""
+    if stats["misses"] >= _ENOUGH:
+        return stats["stall_ns"] / 1e9 / stats["misses"]
+    return info.expert_bytes / info.n_experts_total / _FAST
+
+
 class Chooser:
     """Listens to a routing log, which calls it on the computing thread: only there it asks something of the engine.
 
     Args:
         profile: what earlier runs left, or None.
+
+    Attributes:
+        n_token: seen in this run; judged: whether there was ever a judgement.
     """
 
     def __init__(self, native: NativeEngine, info: ModelInfo, keeper: Keeper, profile: Profile | None) -> None:
@@ -52,12 +63,12 @@ class Chooser:
         self._n_kept = 0  # tokens that were ever in the ring
         self.n_token = 0
         self._unjudged = 0
-        self._judged = False
+        self.judged = False
         if profile is not None:
             n = len(profile.recent)
             self._ring[:n] = profile.recent
             self._n_kept = n
-            self._unjudged, self._judged = profile.unjudged, bool(profile.policy)
+            self._unjudged, self.judged = profile.unjudged, bool(profile.policy)
         self._asked = 0  # tokens that the judgement under way is about
         self._judging: _Judging | None = None
 
@@ -95,7 +106,7 @@ class Chooser:
     def learned(self) -> Profile:
         """What this run has shown."""
         uses = self._counts / np.maximum(1, self._counts.sum(axis=1, keepdims=True))
-        policy, unjudged = self._keeper.policy if self._judged else "", self._unjudged
+        policy, unjudged = self._keeper.policy if self.judged else "", self._unjudged
         if self._judging is not None and self._judging.answer is not None:
             policy = self._judging.answer
         elif self._judging is not None:
@@ -109,13 +120,11 @@ class Chooser:
 
     @property
     def _due(self) -> bool:
-        return self._unjudged >= (INTERVAL if self._judged else WINDOW) and self._n_kept >= WINDOW
+        return self._unjudged >= (INTERVAL if self.judged else WINDOW) and self._n_kept >= WINDOW
 
     def _judge(self, quiet: float) -> None:
         stats = self._native.stats()
-        wait = self._info.expert_bytes / self._info.n_experts_total / _FAST
-        if stats["misses"] >= _ENOUGH:
-            wait = stats["stall_ns"] / 1e9 / stats["misses"]
+        wait = seconds_per_miss(stats, self._info)
         learned = self._keeper.learned
         question = Question(
             self.recent(), self._info.n_expert, stats["slots"], self._keeper.policy, wait, str(learned or "")
@@ -126,7 +135,7 @@ class Chooser:
     def _take(self, answer: str | None) -> None:
         if answer is None:
             return
-        self._judged = True
+        self.judged = True
         if answer != self._keeper.policy:
             before = self._keeper.policy
             try:

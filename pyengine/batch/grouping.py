@@ -79,8 +79,7 @@ def choose_parallel(asked: int | None, n_sequences: int, n_cells: int, prompts: 
     """How many lines to compute at once.
 
     With offloaded experts more at once is better, up to where loading is hidden: each expert that was loaded serves all
-    of them. This takes as many as the KV cells hold; where the machine was measured, the planner can tell a smaller
-    number that already hides loading.
+    of them. This takes as many as the KV cells hold, of which the planner may choose fewer: see course.py.
 
     Args:
         asked: what the user wants; None: choose.

@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import llama_cpp
-
+from pyengine.batch.course import set_course
 from pyengine.batch.errors import LineError, invalid_body
 from pyengine.batch.files import BatchFiles, open_batch
-from pyengine.batch.grouping import WINDOW, Prompt, Window, choose_parallel
+from pyengine.batch.grouping import WINDOW, Prompt, Window
 from pyengine.batch.lines import Line
 from pyengine.batch.prompts import PromptReader
 from pyengine.batch.requests import read_envelope, read_request
@@ -59,7 +58,8 @@ def run_batch(
         answers: the file to write, or something to write to. A file that exists is continued: lines that it answers are
             not computed again, and what a crash left of a last line is cut off. It is appended to line by line; a
             killed process loses none that was written, a power failure those of the last second.
-        parallel: lines computed at once, at most; None: as many as the context has room for.
+        parallel: lines computed at once, at most; None: as many as the context has room for, or as the planner
+            chooses, where a plan is worth its time (see pyengine.batch.course).
         sampling: for what a line leaves open. Without a seed, one is drawn; each line has its own, from it and its line
             number.
         overwrite: begin anew.
@@ -112,7 +112,6 @@ class _Batch:
         self._reader = PromptReader(llm)
         self._ids: dict[bytes, int] = {}  # digest of a custom_id -> the first line that has it
         self._under_way: dict[Session, Prompt] = {}
-        self._accounts = ExpertAccounts(llm.expert_stats())
         self.summary = BatchSummary(lines=files.total, resumed=files.resumed)
 
     def run(
@@ -121,20 +120,23 @@ class _Batch:
         llm, summary = self._llm, self.summary
         started = time.monotonic()
         window = Window(self._prompts(), window_size)
-        n_sequences = int(llama_cpp.llama_n_seq_max(llm.ctx))
-        summary.parallel = choose_parallel(parallel, n_sequences, llm.n_ctx(), window.look())
+        prompts = window.look()
+        course = set_course(llm, parallel, prompts, are_all=window.exhausted)
+        course.enter(summary)
+        accounts = ExpertAccounts(llm.expert_stats())  # of answers, not of what planning computes
         with Scheduler(
             llm,
-            max_sequences=summary.parallel,
-            prompt_chunk=llm.n_batch,  # nobody waits for the next token of one line
+            max_sequences=course.parallel,
+            prompt_chunk=course.prompt_chunk,
             prefixes=PrefixCache(),
         ) as scheduler:
             try:
                 while not summary.interrupted:
-                    while len(self._under_way) < _AHEAD * summary.parallel and window.look():
+                    while len(self._under_way) < _AHEAD * course.parallel and window.look():
                         self._submit(scheduler, window.take())
                     if not self._under_way:
                         break
+                    course.next_step(self._under_way)
                     summary.interrupted = self._record(scheduler.step(), stop)
                     window.prepare(_PREPARED_PER_STEP)
                     self._files.sync_if_due()
@@ -145,7 +147,8 @@ class _Batch:
             finally:
                 summary.seconds = time.monotonic() - started
                 summary.running_tokens = 0
-                self._accounts.enter(summary, llm.expert_stats())
+                accounts.enter(summary, llm.expert_stats())
+                course.finish(summary)
 
     def _submit(self, scheduler: Scheduler, prompt: Prompt) -> None:
         try:

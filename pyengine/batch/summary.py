@@ -21,6 +21,9 @@ class BatchSummary:
         running_tokens: generated so far for lines under way.
         seconds: since the first step.
         parallel: lines computed at once, at most.
+        step_lines: lines of the steps that were planned for; None: nothing was planned.
+        planned_step_s, actual_step_s: seconds of a step that computes a token of each of these, as planned and as it
+            was (median); the latter None: there were too few of them.
         hits, misses, bytes_read: accesses to experts in this run, and what was read from disk for them.
         interrupted: it was stopped before its end.
     """
@@ -35,6 +38,9 @@ class BatchSummary:
     running_tokens: int = 0
     seconds: float = 0.0
     parallel: int = 0
+    step_lines: int | None = None
+    planned_step_s: float | None = None
+    actual_step_s: float | None = None
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0

@@ -60,7 +60,7 @@ def _at_once(_ctx: click.Context, _option: click.Parameter, text: str) -> int | 
     callback=_at_once,
     env=True,
     metavar="N",
-    help="Lines computed at once, at most; auto: as many as the context has room for.",
+    help="Lines computed at once, at most; auto: as many as the context has room for, or as `plan --batch` chooses.",
 )
 @n_predict_option("Most tokens for lines without max_tokens; -1 until the answer ends or the context is full.")
 @click.option("--overwrite", is_flag=True, help="Begin anew if FILE exists.")

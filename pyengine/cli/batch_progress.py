@@ -66,7 +66,20 @@ def summary_lines(summary: BatchSummary) -> Iterator[str]:
         )
     if summary.bytes_per_token is not None and summary.hits + summary.misses:
         rate_of_hits = format_percent(summary.hits, summary.hits + summary.misses)
-        yield (
-            f"hit rate {rate_of_hits} · {format_bytes(summary.bytes_per_token)} read per token · "
-            f"{summary.parallel} lines at once"
-        )
+        at_once = "" if summary.planned_step_s is not None else f" · {summary.parallel} lines at once"
+        yield f"hit rate {rate_of_hits} · {format_bytes(summary.bytes_per_token)} read per token{at_once}"
+    if summary.planned_step_s is not None:
+        yield _planned(summary, summary.planned_step_s)
+
+
+def _planned(summary: BatchSummary, planned_s: float) -> str:
+    """How many lines at once, and what a step was to take and took: "8 lines at once · planned 52.1 ms a step, actual
+    54.9 ms"."""
+    of = "" if summary.step_lines == summary.parallel else f" of {summary.step_lines}"
+    actual_s = summary.actual_step_s
+    actual = "too few of them to tell the actual time" if actual_s is None else f"actual {_ms(actual_s)}"
+    return f"{summary.parallel} lines at once · planned {_ms(planned_s)} a step{of}, {actual}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -81,7 +81,7 @@ def plan_batch(
 def demand_of(shape: ModelShape, policy: str = DEFAULT_POLICY, trace: Path | None = None) -> tuple[Demand, str]:
     """What is known of the model's routing, and a few words on where it comes from. Raises as find_routing does."""
     routing, words = find_routing(shape, trace)
-    known = policy if policy in ("lru", "lfu", "expert-map") else DEFAULT_POLICY
+    known = policy if policy in ("lru", "lfu", "lrfu", "expert-map") else DEFAULT_POLICY
     return Demand(routing, [c.layers for c in shape.classes], known), words
 
 
@@ -138,16 +138,18 @@ class Refining:
 
     @classmethod
     def begin(cls, llm: Llama, plan: BatchPlan) -> Refining:
-        """Watch `llm` while it runs `plan`."""
-        assert llm.engine is not None
+        """Watch `llm`, which has managed experts, while it runs `plan`."""
         shape = read_shape(Path(llm.model_path))
-        demand, _ = demand_of(shape, llm.engine.policy)
+        n, chunk = plan.n_sequences, plan.chosen.prompt_chunk
+        # What the routing foretells for any other kind of step would have to be found out now, between two steps. When
+        # a text ends, the next one's prompt is computed beside those that go on.
+        kinds = {(one.n_sequences, 0) for one in plan.tried} | {(n, chunk), (n - 1, chunk)}
 
         def slots() -> list[int]:
             return shape.slots(int(llm.expert_stats()["budget_bytes"]))
 
-        refiner = Refiner(plan.costs, demand, slots)
-        return cls(plan, shape, refiner, StepWatch(llm, refiner))
+        refiner = Refiner(plan.costs, plan.demand, slots)
+        return cls(plan, shape, refiner, StepWatch(llm, refiner, kinds))
 
     def finish(self) -> LastRun | None:
         """Stop watching; keep the corrected costs, and how the run was, for the next plan. Returns the latter; None if

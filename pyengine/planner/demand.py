@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyengine.planning.routing import Routing
-from pyengine.policies import make_policy
+from pyengine.policies import DEFAULT_POLICY, as_one_text, make_policy
 from pyengine.replay.layout import Layout
 from pyengine.replay.slots import ReplayedSlots
 
@@ -59,7 +59,7 @@ class Demand:
         policy: what the engine keeps; a name in pyengine.policies.POLICIES.
     """
 
-    def __init__(self, routing: Routing, layers: Sequence[Sequence[int]], policy: str = "lfu") -> None:
+    def __init__(self, routing: Routing, layers: Sequence[Sequence[int]], policy: str = DEFAULT_POLICY) -> None:
         self._ids = routing.ids.astype(np.int64)
         self._n_expert = routing.n_expert
         self._groups = tuple(tuple(members) for members in layers)
@@ -86,7 +86,8 @@ class Demand:
         all_here = all(s >= len(g) * self._n_expert for s, g in zip(slots, self._groups, strict=True))
         warm = 0 if all_here else max(_LEAST, min(_WARM_UP, n))
         pairs = self._pairs(sequences, chunk, warm + n)
-        here = np.ones((n, *pairs.shape[1:]), np.bool_) if all_here else self._resident(pairs, warm, slots)
+        shares = (1,) * sequences + (chunk,) * (chunk > 0)
+        here = np.ones((n, *pairs.shape[1:]), np.bool_) if all_here else self._resident(pairs, warm, slots, shares)
         pairs = pairs[warm:]
         wanted, cold = pairs > 0, (pairs > 0) & ~here
         return StepDemand(
@@ -111,7 +112,9 @@ class Demand:
             np.add.at(out[step], (rows, self._ids[tokens].transpose(1, 0, 2).reshape(self.n_layer, -1)), 1)
         return out
 
-    def _resident(self, pairs: npt.NDArray[np.int64], warm: int, slots: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    def _resident(
+        self, pairs: npt.NDArray[np.int64], warm: int, slots: tuple[int, ...], shares: tuple[int, ...]
+    ) -> npt.NDArray[np.bool_]:
         """bool [n_step - warm, n_layer, n_expert]: who lies in a slot when its layer's turn comes."""
         layout = Layout(self.n_layer, self._n_expert, self.n_used, self._groups, slots)
         store, policy = ReplayedSlots(layout), make_policy(self._policy, layout.cache_shape)
@@ -126,8 +129,7 @@ class Demand:
                     here[step - warm, layer] = now
                     del now  # the store's bytes must not be held
                 store.use_by_many(layer, (experts + place).tolist(), of_layer[experts].tolist())
-            policy.begin_sequence()  # as Keeper tells several tokens at once
-            policy.observe_prompt(of_step)
+            policy.observe_prompt(as_one_text(of_step, self.n_used, shares))  # as Keeper tells it
             store.set_priorities(policy.priorities())
         return here
 

@@ -14,19 +14,21 @@ from pyengine.planning.shape import ModelShape
 if TYPE_CHECKING:
     from pyengine import Llama
 
-#: Tokens of the steps; the first kind is computed several times.
-_SMALL, _LARGE, _REPEATS = 1, 32, 3
+#: Tokens of the steps, in order. The large one is first, since it lets experts in, and once more, since a first step
+#: also finds memory; the faster counts.
+_SMALL, _LARGE = 1, 32
+_STEPS = (_LARGE, _LARGE, _SMALL, _SMALL, _SMALL)
 _DISK_S = 0.25
 
 
 def glimpsed_costs(llm: Llama, shape: ModelShape) -> Costs:
-    """Compute some tokens and read some experts; the context is empty afterwards. Takes about as long as one prompt of
-    so many tokens. Raises OSError."""
+    """Compute some tokens and read some experts; the context is empty afterwards. Takes about as long as two prompts
+    of so many tokens. Raises OSError."""
     kernels: dict[int, tuple[int, float]] = {}
     layer: dict[int, float] = {}
     token = max(0, llm.token_bos())
-    misses, io_s = 0, 0.0
-    for n in (_LARGE, *[_SMALL] * _REPEATS):  # the large one first: it lets experts in
+    reads_s: list[float] = []
+    for n in _STEPS:
         n = min(n, int(llm.n_ctx()) - 1)
         llm.reset()  # type: ignore[no-untyped-call]
         before = llm.expert_stats()
@@ -44,13 +46,15 @@ def glimpsed_costs(llm: Llama, shape: ModelShape) -> Costs:
         kernels[n] = (rows, min(one, kernels.get(n, (0, one))[1]))
         other = max(1e-9, (wall - of("compute_seconds") - of("stall_seconds")) / shape.info.n_layer)
         layer[n] = min(other, layer.get(n, other))
-        misses, io_s = misses + int(of("misses")), io_s + of("io_seconds")
+        # A token's few missing experts are under way alone; and the pace is wanted at which many come.
+        if n > _SMALL and of("misses") >= shape.info.n_layer:
+            reads_s.append(of("io_seconds") / of("misses"))
     llm.reset()  # type: ignore[no-untyped-call]
     bundle = llm.expert_stats()["bundle"]
     n_reads = 1 if bundle else shape.classes[0].n_matrix
     disk = measure_disk(Path(bundle) if bundle else shape.path, int(shape.expert_bytes / n_reads), _DISK_S)
     # What the engine took for its reads knows of repacking, too; but few of them say little.
-    read_s = io_s / misses if misses >= shape.info.n_layer else shape.expert_bytes / disk.bytes_per_s
+    read_s = min(reads_s, default=shape.expert_bytes / disk.bytes_per_s)
     return Costs(
         layer=rising(tuple(sorted(layer.items()))),
         router_token_s=0.0,

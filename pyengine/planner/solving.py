@@ -11,7 +11,7 @@ If reading cannot be hidden, the n near the best throughput is all there is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyengine.errors import PyengineError
 from pyengine.planner.costs import Costs
@@ -120,6 +120,8 @@ class BatchPlan:
     """where it comes from, a few words"""
     n_layer: int
     """that have experts"""
+    demand: Demand = field(repr=False, compare=False)
+    """what was planned with: it knows the steps of all that were tried"""
 
     @property
     def n_sequences(self) -> int:
@@ -171,7 +173,7 @@ def solve(
     chosen = _choose(tried)
     chosen = _with_best_chunk(costs, demand, shape, memory, work, chosen, chunks)
     tried = [chosen if one.n_sequences == chosen.n_sequences else one for one in tried]
-    return BatchPlan(chosen, tuple(tried), work, costs, routing, shape.info.n_layer)
+    return BatchPlan(chosen, tuple(tried), work, costs, routing, shape.info.n_layer, demand)
 
 
 def _choose(tried: Sequence[Candidate]) -> Candidate:

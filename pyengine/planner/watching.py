@@ -4,6 +4,7 @@ Llama's observers, so whoever steps need not know."""
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pyengine.planner.refine import Refiner, StepRecord
@@ -24,17 +25,18 @@ class StepWatch:
 
     Args:
         llm: with managed experts.
+        kinds: (texts that decode, tokens of prompts) of the steps that are told to the refiner; None: all.
 
     Attributes:
         last: the last step that was told to the refiner. Its time is from the end of the step before to its own end, as
             throughput counts it.
     """
 
-    def __init__(self, llm: Llama, refiner: Refiner) -> None:
+    def __init__(self, llm: Llama, refiner: Refiner, kinds: Collection[tuple[int, int]] | None = None) -> None:
         assert llm.engine is not None
-        self._llm, self._refiner = llm, refiner
+        self._llm, self._refiner, self._kinds = llm, refiner, kinds
         self.last: StepRecord | None = None
-        self._told: tuple[int, int, float] | None = None
+        self._told: tuple[int, int | None, float] | None = None
         self._tokens = 0
         self._micro_batches = 0
         self._on = True
@@ -43,9 +45,9 @@ class StepWatch:
         llm.engine.routing_log.listen(self)
         llm.observers.append(self._after)
 
-    def next_step(self, sequences: int, chunk: int, cells: float) -> None:
-        """The next computation decodes a token of each of so many texts and computes `chunk` tokens of prompts, with so
-        many KV cells in use."""
+    def next_step(self, sequences: int, chunk: int | None, cells: float) -> None:
+        """The next computation decodes a token of each of so many texts and computes `chunk` tokens of prompts (None:
+        all tokens that it has beyond those), with so many KV cells in use."""
         self._told = (sequences, chunk, cells)
 
     def stop(self) -> None:
@@ -74,6 +76,10 @@ class StepWatch:
         if not self._on or micro_batches != 1 or wall > _PAUSE_S + stats["stall_seconds"] - before["stall_seconds"]:
             return  # several times through all layers: no step as the plan means it
         sequences, chunk, cells = told if told is not None else (tokens, 0, 0.0)
+        if chunk is None:
+            chunk = tokens - sequences
+        if chunk < 0 or (self._kinds is not None and (sequences, chunk) not in self._kinds):
+            return
 
         def of(name: str) -> float:
             return float(stats[name] - before[name])

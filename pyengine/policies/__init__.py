@@ -11,16 +11,18 @@ from pyengine.policies.arc import ArcPolicy
 from pyengine.policies.expert_map import ExpertMapPolicy
 from pyengine.policies.kept import LEARNED, learned_for, load_policy, policy_file
 from pyengine.policies.lfu import LfuPolicy
+from pyengine.policies.lrfu import LrfuPolicy
 from pyengine.policies.lru import LruPolicy
 from pyengine.policies.mrs import MrsPolicy
 from pyengine.policies.next_use import NextUsePolicy
-from pyengine.policies.policy import CacheShape, Policy
+from pyengine.policies.policy import CacheShape, Policy, as_one_text
 from pyengine.policies.shallow import ShallowPolicy
 
 #: Name -> what makes a policy for a cache. LEARNED is not among them: it is nothing without a file.
 POLICIES: Mapping[str, Callable[[CacheShape], Policy]] = {
     "lru": LruPolicy,
     "lfu": LfuPolicy,
+    "lrfu": LrfuPolicy,
     "arc": ArcPolicy,
     "shallow": ShallowPolicy,
     "mrs": MrsPolicy,
@@ -31,12 +33,13 @@ POLICIES: Mapping[str, Callable[[CacheShape], Policy]] = {
 
 
 #: What "auto" begins with.
-DEFAULT_POLICY = "lfu"
+DEFAULT_POLICY = "lrfu"
 
-#: What "auto" chooses among, by replaying the model's recent tokens. On gpt-oss-20b expert-map misses 2 to 8 % fewer
-#: than LFU at 12 and 16 slots per layer, on the bundled model between 18 % more and 8 % fewer; LRU is best with few
-#: slots and balanced routing. ARC, shallow and activation-path were never the best, MRS and next-use never by 3 %.
-CANDIDATES = ("lfu", "expert-map", "lru")
+#: What "auto" chooses among, by replaying the model's recent tokens. LRFU is near the best everywhere (see lrfu.py). On
+#: gpt-oss-20b expert-map misses 2 to 8 % fewer than LFU at 12 and 16 slots per layer, on the bundled model between 18 %
+#: more and 8 % fewer; LRU is best with few slots and balanced routing. ARC, shallow and activation-path were never the
+#: best, MRS and next-use never by 3 %.
+CANDIDATES = ("lrfu", "expert-map", "lru")
 
 
 def candidates(learned: Path | None) -> tuple[str, ...]:
@@ -83,6 +86,7 @@ __all__ = [
     "POLICIES",
     "CacheShape",
     "Policy",
+    "as_one_text",
     "candidates",
     "learned_for",
     "make_policy",

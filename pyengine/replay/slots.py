@@ -108,6 +108,10 @@ class ReplayedSlots:
         victim = self.victim(group)
         return not self.free[group] and (victim is None or self.above[victim] >= _INFINITE)
 
+    def layer_of(self, expert: int) -> int:
+        """The layer of an expert's number."""
+        return int(self._order[expert // self.n_expert])
+
     def last_use(self, expert: int) -> int | None:
         """When a resident was last used; None if it is pinned."""
         key = self._key[expert]

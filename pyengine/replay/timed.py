@@ -175,6 +175,7 @@ class TimedReplay(Replay):
             if transfer.expert not in wanted:
                 self._give_up(transfer)
             else:
+                self._admission.moved(1 - transfer.left / self._expert_bytes)
                 self.tally.bytes_prefetch += self._expert_bytes - transfer.left
         return {t.expert: t for t in mine if t.expert in wanted}
 
@@ -182,6 +183,7 @@ class TimedReplay(Replay):
         in_time = [e for e in hits if self._fresh[e]]
         for e in in_time:
             self._fresh[e] = 0
+            self._admission.moved(1)
         self._missing[layer] += len(wanted) - len(hits)
         self.tally.count(layer, len(wanted), len(hits), len(in_time), len(late))
         named = self._named.pop(layer, None)
@@ -202,13 +204,15 @@ class TimedReplay(Replay):
         guesses = self._guesses[layer] = []
         for rank, e in enumerate(named):
             standing = slots.n_above(layer, e) * STANDINGS // slots.n_expert
-            likely = self._admission.likely(layer, rank, standing)
+            chance = self._admission.chance(layer, rank, standing)
             if slots.here[e]:
-                if likely:
+                if self._admission.likely(chance):
                     self._hold(e, layer)
                 continue
             guesses.append((e, rank, standing))
-            if not (likely and self._admission.has_room(self._begun[layer])) or slots.only_pins(group):
+            leaves = None if slots.only_pins(group) else slots.victim(group)
+            pays = self._admission.pays(chance, leaves, layer if leaves is None else slots.layer_of(leaves))
+            if not (pays and self._admission.has_room(self._begun[layer])) or slots.only_pins(group):
                 continue
             if self._claim(e, group):
                 self._begun[layer] += 1

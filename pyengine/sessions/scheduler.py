@@ -237,6 +237,8 @@ class Scheduler:
 
     def _compute(self, shares: list[Share]) -> list[Session]:
         rows = self._batch.fill(shares)
+        if self._llama.engine is not None:
+            self._llama.engine.routing_log.expect([n_tokens for _, n_tokens in shares])
         try:
             self._llama._ctx.decode(self._batch.batch)
         except UsageError:

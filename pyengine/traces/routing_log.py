@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,10 @@ class Prompt(NamedTuple):
     """uint16 [sum of counts]: layer after layer, ascending in each"""
     pairs: npt.NDArray[np.int64]
     """int64 likewise: tokens that chose each"""
+    shares: tuple[int, ...] = ()
+    """tokens of each text in the computation that this is part of, if they are several; empty: one text, or unknown"""
+    seconds: float = 0.0
+    """since the computation before; of several micro-batches an equal part"""
 
 
 class Listener(Protocol):
@@ -61,6 +66,7 @@ class RoutingLog:
         self._info = native.info
         self._listeners: list[Listener] = []
         self._inputs = False
+        self._shares: tuple[int, ...] = ()
         self._last = time.perf_counter()
 
     def listen(self, listener: Listener, *, inputs: bool = False) -> None:
@@ -73,8 +79,13 @@ class RoutingLog:
         self._listeners.append(listener)
         self._last = time.perf_counter()
 
+    def expect(self, shares: Sequence[int]) -> None:
+        """The next computation has so many tokens of each of some texts. Only who computes them together knows."""
+        self._shares = tuple(shares) if len(shares) > 1 else ()
+
     def drain(self) -> None:
         """Call after every computation, on its thread."""
+        shares, self._shares = self._shares, ()
         if not self._listeners:
             return
         now = time.perf_counter()
@@ -87,9 +98,14 @@ class RoutingLog:
         events = self._events()
         accesses = events[events["kind"] < _ACCESSES]
         if len(accesses) != len(tokens) * info.n_layer * info.n_expert_used:
-            for prompt in self._prompts(accesses):
+            prompts = self._prompts(accesses)
+            n_token = len(tokens) + sum(prompt.tokens for prompt in prompts)
+            if sum(shares) != n_token:  # of a computation that failed, say
+                shares = ()
+            part = took / max(1, len(prompts) + bool(tokens))
+            for prompt in prompts:
                 for listener in self._listeners:
-                    listener.prompt(prompt)
+                    listener.prompt(prompt._replace(shares=shares, seconds=part))
         # A micro-batch of one token is the last of its computation.
         for token in tokens:
             for listener in self._listeners:

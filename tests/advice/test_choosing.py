@@ -82,7 +82,7 @@ def test_a_better_policy_takes_over_between_two_tokens(
     until(lambda: judging.ended)
     assert keeper.policy == "lru", "only the computing thread changes it"
     chooser.token(next(stream))
-    assert keeper.policy in ("lfu", "expert-map")
+    assert keeper.policy in ("lrfu", "expert-map")
     learned = chooser.learned()
     assert (learned.policy, learned.unjudged) == (keeper.policy, 1)
     assert not children()
@@ -100,7 +100,7 @@ def test_what_earlier_runs_left_is_judged_at_once(llama: Llama, keeper: Keeper) 
     assert judging is not None
     assert chooser.learned().unjudged == choosing.WINDOW, "not judged yet"
     until(lambda: judging.ended)
-    assert chooser.learned().policy in ("lfu", "expert-map"), "known, though no token came any more"
+    assert chooser.learned().policy in ("lrfu", "expert-map"), "known, though no token came any more"
 
 
 def test_a_killed_process_leaves_everything_as_it_was(

@@ -23,12 +23,12 @@ def loyal(n_token: int = 512) -> np.ndarray[tuple[int, int, int], np.dtype[np.ui
     return ids
 
 
-def test_lfu_is_chosen_where_it_must_be() -> None:
+def test_frequency_is_chosen_where_it_must_be() -> None:
     question = Question(loyal(), N_EXPERT, SLOTS, "lru", 0.01)
     costs = judge(unpack(question.pack()))
-    assert all(a < 0.9 * b for a, b in zip(costs["lfu"].missing, costs["lru"].missing, strict=True))
-    assert choose("lru", {name: costs[name] for name in ("lru", "lfu")}, 0.01) == "lfu"
-    assert choose("lfu", {name: costs[name] for name in ("lru", "lfu")}, 0.01) == "lfu"
+    assert all(a < 0.9 * b for a, b in zip(costs["lrfu"].missing, costs["lru"].missing, strict=True))
+    assert choose("lru", {name: costs[name] for name in ("lru", "lrfu")}, 0.01) == "lrfu"
+    assert choose("lrfu", {name: costs[name] for name in ("lru", "lrfu")}, 0.01) == "lrfu"
 
 
 def test_the_program_answers_as_its_functions_do() -> None:
@@ -37,7 +37,7 @@ def test_the_program_answers_as_its_functions_do() -> None:
         [sys.executable, "-m", "pyengine.advice.judging"], input=question.pack(), capture_output=True, timeout=120
     )
     answer = json.loads(done.stdout)
-    assert answer["policy"] in ("lfu", "expert-map") and not done.stderr
+    assert answer["policy"] in ("lrfu", "expert-map") and not done.stderr
     expected = judge(question)
     assert {n: c["missing"] for n, c in answer["costs"].items()} == {n: list(c.missing) for n, c in expected.items()}
 

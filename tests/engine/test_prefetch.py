@@ -159,6 +159,7 @@ def test_a_failed_prefetch_is_counted_and_forgotten(tmp_path: Path, stock: Stock
     with contextlib.closing(Llama(path, ram_budget="50%", policy="lru", look_ahead="off", n_ctx=256)) as llama:
         assert llama.engine is not None
         native, info = llama.engine.native, llama.engine.info
+        native.set_prefetch_rules(least_chance=0)
         ids = np.tile(np.arange(8, dtype=np.int32), (1, info.n_layer, 1))
         native.set_replay(ids)
         llama.eval([5])

@@ -600,9 +600,9 @@ TEST(a_promoted_prefetch_is_a_demand_load) {
     Queue q;
     q.begin(1, 2, Urgency::Prefetch);
     q.begin(2, 3, Urgency::Prefetch);
-    CHECK_EQUAL(q.tier.unread(2), 3u);
+    CHECK_EQUAL(q.tier.unread(2), 1.0f);
     q.tier.promote(2);
-    CHECK_EQUAL(q.tier.unread(2), 3u);
+    CHECK_EQUAL(q.tier.unread(2), 1.0f);
     q.tier.promote(77); // nobody's
     CHECK(tags(q.finish(3)) == (std::vector<uint64_t>{0, 2, 1}));
 }

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pyengine.errors import UsageError
-from pyengine.policies import POLICIES, CacheShape, make_policy
+from pyengine.policies import POLICIES, CacheShape, as_one_text, make_policy
 from pyengine.policies.activation_path import ActivationPathPolicy
 from pyengine.policies.arc import ArcLists, ArcPolicy
 from pyengine.policies.expert_map import ExpertMapPolicy
@@ -95,6 +95,38 @@ def test_a_prompt_counts_like_tokens_that_use_its_average() -> None:
     for _ in range(4):
         by_hand = by_hand * 0.9 + pairs / 8 * 2
     np.testing.assert_allclose(counts.normalised(), by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_token_of_each_of_several_texts_is_as_one_token(name: str) -> None:
+    """Texts that agree, or one alone: what a policy makes of frequency must be the same. Others only must accept it."""
+    one, many = make_policy(name, SMALL), make_policy(name, SMALL)
+    for ids in random_ids(SMALL, 60, seed=4):
+        pairs = np.zeros((3, 10), np.int64)
+        np.put_along_axis(pairs, ids.astype(int), 1, 1)
+        one.observe_prompt(pairs)
+        many.observe_prompt(as_one_text(16 * pairs, 2, (1,) * 16))
+    if name not in ("arc", "shallow"):  # they count no uses
+        np.testing.assert_allclose(many.priorities(), one.priorities(), rtol=1e-4, atol=1e-6)
+    assert np.isfinite(many.priorities()).any()
+
+
+def test_many_texts_remember_as_many_steps_as_one() -> None:
+    """Two steps ago counts DECAY ** 2, however many texts there are and however long a prompt's chunk among them."""
+    policy = LfuPolicy(SMALL)
+    for expert, shares in ((4, (1,) * 16), (5, (1, 1, 62)), (6, (1,) * 16)):
+        pairs = np.zeros((3, 10), np.int64)
+        pairs[:, [expert, 9]] = sum(shares)  # two experts each
+        policy.observe_prompt(as_one_text(pairs, 2, shares))
+    given = policy.priorities()[0]
+    np.testing.assert_allclose(given[[4, 5]] / given[6], [DECAY**2, DECAY], rtol=1e-5)
+    prompts = LfuPolicy(SMALL)
+    for expert in (4, 5):
+        pairs = np.zeros((3, 10), np.int64)
+        pairs[:, [expert, 9]] = 80
+        prompts.observe_prompt(as_one_text(pairs, 2, (40, 40)))
+    given = prompts.priorities()[0]
+    np.testing.assert_allclose(given[4] / given[5], DECAY**40, rtol=1e-4)
 
 
 def test_a_prompt_of_any_length_is_finite() -> None:

@@ -54,6 +54,21 @@ def test_sampled_texts_differ_by_seed_alone(scheduler: Make) -> None:
     assert sessions[0].tokens == sessions[2].tokens != sessions[1].tokens
 
 
+def test_the_routing_log_is_told_whose_tokens_are_computed(
+    scheduler: Make, tiny: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny.engine is not None
+    told: list[list[int]] = []
+    monkeypatch.setattr(tiny.engine.routing_log, "expect", told.append)
+    one = scheduler(prompt_chunk=16)
+    chats = [one.submit(greedy(prompt(5, seed=i), 4)) for i in range(2)]
+    one.step()
+    one.submit(greedy(prompt(20, seed=9), 1))
+    finished(one)
+    assert all(chat.finished for chat in chats)
+    assert told == [[5, 5], [1, 1, 16], [1, 1, 4], [1, 1]]
+
+
 def test_a_long_prompt_stops_nobody(scheduler: Make, tiny: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     one = scheduler(prompt_chunk=16)
     chats = [one.submit(greedy(prompt(5, seed=i), 60)) for i in range(3)]

@@ -55,6 +55,23 @@ def test_tokens_and_prompts(llm: Llama) -> None:
         assert np.all(weights > 0) and np.all(np.diff(weights, axis=1) <= 1e-3), "most probable first"
 
 
+def test_what_a_step_of_several_texts_is_made_of(llm: Llama) -> None:
+    """Whoever computes them together says so before; what is said holds for one computation, if it fits."""
+    assert llm.engine is not None
+    heard, log = Heard(), llm.engine.routing_log
+    log.listen(heard)
+    tokens = llm.tokenize(TEXT)
+    log.expect([3, 1, 1])
+    llm.eval(tokens[:5])
+    llm.eval(tokens[5:10])
+    log.expect([5, 1])
+    llm.eval(tokens[10:13])
+    log.expect([5])
+    llm.eval(tokens[13:18])
+    assert [(p.tokens, p.shares) for p in heard.prompts] == [(5, (3, 1, 1)), (5, ()), (3, ()), (5, ())]
+    assert all(p.seconds > 0 for p in heard.prompts)
+
+
 def test_gate_inputs_are_what_routers_read(llm: Llama) -> None:
     """The model's own routers, on the recorded inputs, choose the recorded experts, in their order; also after
     a prompt, whose last layer is computed for one token alone."""

@@ -1,0 +1,92 @@
+"""Which of the two plainest cache policies suits a model of which nothing is known: a few tokens replayed in place,
+long before there are enough for a judgement (see choosing.py). On a slow disk they take minutes.
+
+Which is better is a matter of the model and its slots. Where these hold one token's experts and little more, recency
+comes first until tokens have shown something: it then keeps just what the last token used. Experts missing per token,
+LRFU against LRU: 10 layers x 8 large experts 7.9 and 7.3 at such a size, the bundled model 154 and 146; with fewer or
+more slots LRFU misses less on both. Both are simple enough that a few
+tokens replay in milliseconds; where decoding is so fast that even this would be felt, the judgement comes soon enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pyengine.advice.choosing import seconds_per_miss
+from pyengine.advice.keeper import Keeper
+from pyengine.native import ModelInfo, NativeEngine
+from pyengine.policies import DEFAULT_POLICY
+from pyengine.traces.routing_log import Prompt, Token
+
+#: Tokens before the first look, for a text's beginning is unlike the rest; each later one is at twice as many.
+_FIRST, _LAST = 64, 256
+#: Of the time since the model began, what looks may take; and seconds that the first is taken to need.
+_SHARE, _FIRST_SECONDS = 0.02, 0.05
+_PLAIN = (DEFAULT_POLICY, "lru")
+#: In tokens' worth of slots: where recency comes first, from and to.
+_FROM, _TO = 1.0, 1.5
+
+
+class FirstLooks:
+    """Listens to a routing log, on the computing thread.
+
+    Args:
+        recent: the last tokens, uint16 [n, n_layer, n_expert_used].
+        over: whether there was a judgement.
+    """
+
+    def __init__(
+        self,
+        native: NativeEngine,
+        info: ModelInfo,
+        keeper: Keeper,
+        recent: Callable[[], npt.NDArray[np.uint16]],
+        over: Callable[[], bool],
+    ) -> None:
+        self._native, self._info, self._keeper = native, info, keeper
+        self._recent, self._over = recent, over
+        self._begun = False
+        self._tokens, self._seconds, self._spent = 0, 0.0, 0.0
+        self._next, self._needed = _FIRST, _FIRST_SECONDS
+
+    def token(self, token: Token) -> None:
+        self._begin()
+        self._tokens += 1
+        self._seconds += token.seconds
+        if not self._next <= self._tokens <= 2 * _LAST or self._spent + self._needed > _SHARE * self._seconds:
+            return
+        if self._over():
+            self._next = 2 * _LAST + 1
+            return
+        start = time.perf_counter()
+        self._look()
+        took = time.perf_counter() - start
+        self._spent += took
+        self._next, self._needed = 2 * self._tokens, 2 * took
+
+    def prompt(self, prompt: Prompt) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Only now the budget is settled."""
+        if self._begun:
+            return
+        self._begun = True
+        tokens = self._native.stats()["slots"] / (self._info.n_layer * self._info.n_expert_used)
+        if _FROM <= tokens < _TO and self._keeper.policy != "lru":
+            self._keeper.switch("lru", self._recent())
+
+    def _look(self) -> None:
+        from pyengine.advice.judging import Question, choose, judge
+
+        current, stats = self._keeper.policy, self._native.stats()
+        recent = self._recent()[-self._tokens :]
+        wait = seconds_per_miss(stats, self._info)
+        question = Question(recent, self._info.n_expert, stats["slots"], current, wait)
+        chosen = choose(current, judge(question, _PLAIN), wait)
+        if chosen != current:
+            self._keeper.switch(chosen, recent)
