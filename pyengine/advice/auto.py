@@ -41,12 +41,12 @@ class AutoPolicy:
         with contextlib.suppress(OSError):  # the model file was removed meanwhile
             self._path = profile_file(model)
             self.profile = load_profile(self._path, info)
-        last = "" if self.profile is None else self.profile.policy
-        first = last if last in candidates(learned) else DEFAULT_POLICY
+        judged = self.profile is not None and self.profile.policy in candidates(learned)
+        first = self.profile.policy if self.profile is not None and judged else DEFAULT_POLICY
         self._keeper = Keeper(native, info, log, first, learned, instead_of_lru=DEFAULT_POLICY)
         self._chooser = Chooser(native, info, self._keeper, self.profile)
         log.listen(self._chooser)  # after the keeper, which a new policy replaces between two tokens
-        if not last:
+        if not judged:
             chooser = self._chooser
             log.listen(FirstLooks(native, info, self._keeper, chooser.recent, lambda: chooser.judged))
         self.first_layer: FirstLayer | None = None

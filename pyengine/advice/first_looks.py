@@ -1,11 +1,11 @@
 """Which of the two plainest cache policies suits a model of which nothing is known: a few tokens replayed in place,
 long before there are enough for a judgement (see choosing.py). On a slow disk they take minutes.
 
-Which is better is a matter of the model and its slots. Where these hold one token's experts and little more, recency
-comes first until tokens have shown something: it then keeps just what the last token used. Experts missing per token,
-LRFU against LRU: 10 layers x 8 large experts 7.9 and 7.3 at such a size, the bundled model 154 and 146; with fewer or
-more slots LRFU misses less on both. Both are simple enough that a few
-tokens replay in milliseconds; where decoding is so fast that even this would be felt, the judgement comes soon enough.
+Which is better is a matter of the model and its slots. Where these hold just one token's experts, recency comes first
+until tokens have shown something: it then keeps what the last token used. Experts missing per token, LRFU against LRU:
+10 layers x 8 large experts 7.9 and 7.3 at this size, the bundled model 154 and 146; with a tenth more slots, or fewer,
+LRFU misses less on both. Both are simple enough that a few tokens replay in milliseconds; where decoding is so fast
+that even this would be felt, the judgement comes soon enough.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FIRST, _LAST = 64, 256
 _SHARE, _FIRST_SECONDS = 0.02, 0.05
 _PLAIN = (DEFAULT_POLICY, "lru")
 #: In tokens' worth of slots: where recency comes first, from and to.
-_FROM, _TO = 1.0, 1.5
+_FROM, _TO = 1.0, 1.05
 
 
 class FirstLooks:

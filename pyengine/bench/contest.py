@@ -1,6 +1,6 @@
 """One contest: ways to run one model at one budget, alive at once, that take turns at decoding under one disk limit
-after the other. A round gives each contender of a cell one turn, all with the same number of steps; every second round
-goes backwards.
+after the other. In a cell all begin the same text, and a round gives each contender one turn with the same number of
+steps, so that what they are compared by are the same tokens; every second round goes backwards.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ _SAME_MEMORY = (AUTO_MEMORY, *MMAP_KINDS)
 #: A player that is so many times slower than auto has lost; nobody is given up within so many seconds.
 _HOPELESS, _LEAST_PATIENCE_S = 10, 10.0
 
-#: Steps of a turn at least; steps before the rounds of a cell, in which engines find their way with the disk.
-_LEAST_STEPS, _SETTLING = 2, 2
+#: Steps of a turn at least; steps before the rounds of a cell, in which engines find their way: at the bare disk when
+#: its text begins, then with its own disk.
+_LEAST_STEPS, _BEGINNING, _SETTLING = 2, 8, 2
+#: Texts of cells are so many numbers apart, which is no multiple of the number of prompts.
+_APART = 101
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,10 @@ class Contest:
                     gone[kind] = error
                 word = f"{gone[kind].status} ({gone[kind]})" if kind in gone else "is ready"
                 say(f"{self}: {kind} {word}")
-            for disk in disks:
+            for place, disk in enumerate(disks):
                 if late():
                     return
+                self._begin_text(_APART * (1 + place), disk, players, gone)
                 yield from self._cell(disk, rows, players, gone, say, late)
 
     def _enter(self, stack: contextlib.ExitStack, row: Row) -> Player:
@@ -169,24 +173,45 @@ class Contest:
             if late() or not any(kind in players for kind in OURS):
                 return
 
+    def _begin_text(self, number: int, disk: Disk, players: dict[str, Player], gone: dict[str, GoneError]) -> None:
+        for kind in self._fit(disk, players):
+            players[kind].groups.limit_disk(DiskLimit(block_device(self.model.facts.path), None))
+            self._prepare(kind, _BEGINNING, self.terms.patience_s, players, gone, number)
+
+    def _fit(self, disk: Disk, players: Mapping[str, Player]) -> list[str]:
+        """Who contends in a cell, but for who is hopeless there by what it did on faster disks."""
+        contenders = self.contenders(disk)
+        where = (self.model.facts.path.name, self.share)
+        idle = left_behind(self.known, *where, self.kinds, all_contend=self.terms.all_contend)
+        return [kind for kind in players if kind in contenders and kind not in idle]
+
+    def _prepare(
+        self,
+        kind: str,
+        steps: int,
+        patience: float,
+        players: dict[str, Player],
+        gone: dict[str, GoneError],
+        text: int | None = None,
+    ) -> Mapping[str, Any] | None:
+        """A turn that does not count; None if the player has ended."""
+        try:
+            return players[kind].turn(steps, self.terms.turn_s, patience, text)
+        except GoneError as error:
+            gone[kind] = error
+            players.pop(kind).end()
+            return None
+
     def _settle(self, disk: Disk, players: dict[str, Player], gone: dict[str, GoneError]) -> tuple[int, float]:
-        """Let who contends get used to the disk, but for who is hopeless there by what it did on faster ones.
+        """Let who contends get used to the disk.
 
         Returns:
             The steps of a turn, and the seconds that a player may take for a token.
         """
         seconds, patience = self.terms.turn_s, self.terms.patience_s
-        contenders = self.contenders(disk)
-        where = (self.model.facts.path.name, self.share)
-        idle = left_behind(self.known, *where, self.kinds, all_contend=self.terms.all_contend)
-        for kind in [kind for kind in players if kind in contenders and kind not in idle]:
-            try:
-                phase = players[kind].turn(_SETTLING, self.terms.turn_s, patience)
-            except GoneError as error:
-                gone[kind] = error
-                players.pop(kind).end()
-                continue
-            if kind == AUTO or AUTO not in players:
+        for kind in self._fit(disk, players):
+            phase = self._prepare(kind, _SETTLING, patience, players, gone)
+            if phase is not None and (kind == AUTO or AUTO not in players):
                 seconds = phase["seconds"] / phase["tokens"]
                 patience = min(self.terms.patience_s, max(_LEAST_PATIENCE_S, _HOPELESS * seconds))
         return max(_LEAST_STEPS, min(self.terms.most_steps, int(self.terms.turn_s / seconds))), patience

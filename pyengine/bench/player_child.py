@@ -1,9 +1,10 @@
 """A way to run a model that stays loaded and decodes when it is its turn. Run by players.py as `python -m
 pyengine.bench.player_child`.
 
-Standard input: a Task (child.py) as a line of JSON, then for each turn a line {"steps": n, "limit_s": seconds}, until
-it ends. Standard output: one line of JSON for each of them: {"status", "reason", "libraries", "budget": bytes of slots}
-once loaded, then {"text": its number, "tokens": token ids, "phase": measuring.Phase.as_dict()}.
+Standard input: a Task (child.py) as a line of JSON, then for each turn a line {"steps": n, "limit_s": seconds, "text":
+the number of one that is to begin, or null}, until it ends. Standard output: one line of JSON for each of them:
+{"status", "reason", "libraries", "budget": bytes of slots} once loaded, then {"text": its number, "tokens": token ids,
+"phase": measuring.Phase.as_dict()}.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ class Text:
         self._number = -1
         self._room = 0
 
-    def turn(self, steps: int, limit_s: float) -> dict[str, Any]:
-        """`steps` more tokens, fewer after `limit_s` seconds. Always at least one."""
-        if self._room < steps:
-            self._begin()
+    def turn(self, steps: int, limit_s: float, text: int | None = None) -> dict[str, Any]:
+        """`steps` more tokens, fewer after `limit_s` seconds. Always at least one. `text`: the number of one that is to
+        begin."""
+        if text is not None or self._room < steps:
+            self._begin(self._number + 1 if text is None else text)
         phase = Phase()
         tokens = decode(self._subject, phase, min(steps, self._room) + 1, limit_s)
         self._room -= phase.tokens
         # The last one is computed by the next turn's first step.
         return {"text": self._number, "tokens": tokens[:-1], "phase": phase.as_dict()}
 
-    def _begin(self) -> None:
-        self._number += 1
-        number = self._number % len(self._prompts)
-        prompt = list(self._prompts[number])
-        self._subject.begin(number, self._n_ctx)
+    def _begin(self, number: int) -> None:
+        self._number = number
+        place = number % len(self._prompts)
+        prompt = list(self._prompts[place])
+        self._subject.begin(place, self._n_ctx)
         prefill(self._subject, prompt)
         self._room = self._n_ctx - len(prompt) - 1
 

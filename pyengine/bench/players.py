@@ -67,10 +67,11 @@ class Player:
             self.end()
             raise
 
-    def turn(self, steps: int, limit_s: float, patience_s: float) -> Mapping[str, Any]:
+    def turn(self, steps: int, limit_s: float, patience_s: float, text: int | None = None) -> Mapping[str, Any]:
         """Decode `steps` more tokens, fewer after `limit_s` seconds.
 
         Args:
+            text: a number that no text of it had before, for a new one; its prompt is not timed.
             patience_s: seconds after which a player that gives no answer, not even one token, is ended.
 
         Returns:
@@ -79,7 +80,7 @@ class Player:
         Raises:
             GoneError: it has ended.
         """
-        answer = self._ask({"steps": steps, "limit_s": limit_s}, patience_s)
+        answer = self._ask({"steps": steps, "limit_s": limit_s, "text": text}, patience_s)
         if "phase" not in answer:
             raise GoneError(answer["status"], answer["reason"])
         self.transcript.setdefault(answer["text"], []).extend(answer["tokens"])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pyengine.native import ModelInfo
     from pyengine.traces import TracedModel
 
-FORMAT, VERSION = "pyengine learned cache policy", 1
+FORMAT, VERSION = "pyengine learned cache policy", 2
 #: The word that stands for it wherever a policy is named; "learned:FILE" names the file, too.
 LEARNED = "learned"
 

@@ -50,18 +50,21 @@ class ToyPlayer:
 
     def __init__(self, task, groups, limit_s):
         self.kind, self.groups, self.transcript, self.alive = task.kind, groups, {}, True
+        self.text, self.turns = 0, []
         self.budget = 60_000_000 if self.kind == "auto-memory" else task.budget
         if self.kind == "stock-mmap":
             raise GoneError("out of memory", "killed at the memory limit")
 
-    def turn(self, steps, limit_s, patience_s):
+    def turn(self, steps, limit_s, patience_s, text=None):
         assert self.alive
+        self.text = self.text if text is None else text
         speed = SPEEDS[self.kind] / (2 if self.groups.limits[-1] else 1)
         n = max(1, min(steps, int(limit_s * speed)))
         if n / speed > patience_s:
             raise GoneError("timed out", "not one token")
-        start = len(self.transcript.setdefault(0, []))
-        self.transcript[0] += range(start, start + n)
+        start = len(self.transcript.setdefault(self.text, []))
+        self.transcript[self.text] += range(start, start + n)
+        self.turns.append((self.text, start, n))
         counts = dict.fromkeys(("cpu_s", "hits", "misses", "reads", "bytes_read", "stall_s"), 0)
         return {"tokens": n, "seconds": n / speed, "counts": counts, "step_seconds": [1 / speed] * n}
 
@@ -119,6 +122,21 @@ def test_turns_go_forwards_and_backwards_with_equal_steps():
         (2, "lru-bundle"),
     ]
     assert {s.decode_tokens for s in found if s.kind in ("auto", "lru-bundle")} == {10}  # a second of auto
+
+
+def test_who_is_compared_decodes_the_same_tokens(monkeypatch):
+    players = {}
+
+    class Seen(ToyPlayer):
+        def __init__(self, task, groups, limit_s):
+            super().__init__(task, groups, limit_s)
+            players[self.kind] = self
+
+    monkeypatch.setattr(contest_room, "Player", Seen)
+    play(new_contest(warm_s=0.5), Disk(None), Disk(10**6))
+    auto, lru = (players[kind].turns for kind in ("auto", "lru-bundle"))
+    assert auto[0] != lru[0], "who is slower warms up less"
+    assert auto[1:] == lru[1:] and len({text for text, *_ in auto}) == 3
 
 
 def test_slow_baselines_have_one_turn_and_dead_ones_are_recorded():

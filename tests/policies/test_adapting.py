@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from pyengine.policies import CacheShape, learned
-from pyengine.policies.adapting import AHEAD, REACH, Adaptation, Floats, Seen
+from pyengine.policies.adapting import _STEP, AHEAD, REACH, Adaptation, Floats, Seen
 from pyengine.policies.learned import LearnedPolicy, blank
 
 N, N_USED, N_WHERE, N_IN, N_UNIT = 12, 3, 2, 7, 5
-#: Tokens after which it learns for the first time: the text's first eight, with all that came after them.
-FIRST = AHEAD + 1 + 8
+#: Tokens after which it learns for the first time: the text's first few, with all that came after them.
+FIRST = AHEAD + 1 + _STEP
 
 
 def _known(seed: int = 0) -> dict[str, Floats]:
@@ -58,18 +58,16 @@ def test_a_step_is_the_gradient_of_the_loss() -> None:
     for name, a in known.items():
         np.testing.assert_array_equal(a, before[name])
     adaptation.token(tokens[-1])
-    old = np.random.default_rng(0).integers(8, size=8)
-    shown = [*range(8), *old.tolist()]
 
     def slope(name: str, at: tuple[int, ...]) -> float:
         step, sums = np.float32(1e-2), []
         for sign in (1, -1):
             moved = {key: a.copy() for key, a in before.items()}
             moved[name][at] += sign * step
-            sums.append(sum(_loss(moved, tokens, i) for i in shown))
+            sums.append(sum(_loss(moved, tokens, i) for i in range(_STEP)))
         return (sums[0] - sums[1]) / (2 * float(step))
 
-    for name, rate in (("bias", 0.01), ("out", 3e-4), ("into", 0.23 / N), ("offset", 0.23 / N)):
+    for name, rate in (("bias", 3e-3), ("out", 1e-4), ("into", 0.077 / N), ("offset", 0.077 / N)):
         for at in [(0,) * before[name].ndim, tuple(k - 1 for k in before[name].shape)]:
             assert known[name][at] - before[name][at] == pytest.approx(-rate * slope(name, at), rel=0.03, abs=1e-5)
 
@@ -115,7 +113,7 @@ def _lost(policy: LearnedPolicy, ids: npt.NDArray[np.uint16], interrupt: Callabl
 
 def test_a_run_unlike_what_was_learned_from_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "_UNITS", 32)
-    ids = _cyclic(3000)
+    ids = _cyclic(10_000)
 
     def fresh() -> LearnedPolicy:
         policy = LearnedPolicy(SHAPE)
@@ -123,5 +121,5 @@ def test_a_run_unlike_what_was_learned_from_is_learned(monkeypatch: pytest.Monke
         return policy
 
     frozen, adapting = fresh(), fresh()
-    assert _lost(adapting, ids, None) < 0.9 * _lost(frozen, ids, frozen._interrupt)
+    assert _lost(adapting, ids, None) < 0.8 * _lost(frozen, ids, frozen._interrupt)
     assert all(np.isfinite(a).all() for a in adapting.parameters.values())

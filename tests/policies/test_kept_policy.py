@@ -114,7 +114,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-300]),
     "changed": lambda path: path.write_bytes(flipped(path.read_bytes())),
-    "version": lambda path: rewritten(path, meta(version=2)),
+    "version": lambda path: rewritten(path, meta(version=1)),
     "format": lambda path: rewritten(path, meta(format="pyengine profile")),
     "no words": lambda path: rewritten(path, lambda arrays: arrays.update(meta=np.zeros(3, np.uint8))),
     # As many experts altogether.
