@@ -246,7 +246,7 @@ void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inpu
                 return s.predictor.source != p.source || s.predictor.target != p.target;
             });
         end = static_cast<size_t>(next - seers_.begin());
-        if (p.source != layer) {
+        if (p.source != layer || everything_is_here(p.target)) {
             continue;
         }
         size_t best = first;
@@ -332,6 +332,12 @@ uint32_t Prefetcher::standing(uint32_t layer, uint32_t expert) const {
         above += store.priority(l.first + other) > store.priority(l.first + expert);
     }
     return above * kStandings / l.n_expert;
+}
+
+// Then there is nothing to guess.
+bool Prefetcher::everything_is_here(uint32_t layer) const {
+    const uint32_t shape_class = index_.layers[layer].shape_class;
+    return stores_[shape_class]->n_resident() == index_.classes[shape_class].n_expert;
 }
 
 // Whether an absent expert is worth a read and the slot that it takes. Who leaves for it may be wanted, and when it is

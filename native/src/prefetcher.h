@@ -125,6 +125,7 @@ class Prefetcher {
     void                  give_up(Load & load);
     void                  judge(Guesser & guesser, uint32_t layer, const std::vector<Wanted> & wanted);
     void                  judge_displaced(uint32_t layer, const std::vector<Wanted> & wanted);
+    bool                  everything_is_here(uint32_t layer) const;
     uint32_t              standing(uint32_t layer, uint32_t expert) const;
     uint32_t              dense(uint32_t layer, uint32_t expert) const { return index_.layers[layer].first + expert; }
     SlotStore &           store_of(uint32_t layer) { return *stores_[index_.layers[layer].shape_class]; }

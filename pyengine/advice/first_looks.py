@@ -1,11 +1,9 @@
 """Which of the two plainest cache policies suits a model of which nothing is known: a few tokens replayed in place,
 long before there are enough for a judgement (see choosing.py). On a slow disk they take minutes.
 
-Which is better is a matter of the model and its slots. Where these hold just one token's experts, recency comes first
-until tokens have shown something: it then keeps what the last token used. Experts missing per token, LRFU against LRU:
-10 layers x 8 large experts 7.9 and 7.3 at this size, the bundled model 154 and 146; with a tenth more slots, or fewer,
-LRFU misses less on both. Both are simple enough that a few tokens replay in milliseconds; where decoding is so fast
-that even this would be felt, the judgement comes soon enough.
+Which is better is a matter of the model, the text and the slots: where these hold just one token's experts and a text
+repeats itself, recency misses a tenth less, with a tenth more slots it misses more. Both are simple enough that a few
+tokens replay in milliseconds; where decoding is so fast that even this would be felt, the judgement comes soon enough.
 """
 
 from __future__ import annotations
@@ -27,8 +25,6 @@ _FIRST, _LAST = 64, 256
 #: Of the time since the model began, what looks may take; and seconds that the first is taken to need.
 _SHARE, _FIRST_SECONDS = 0.02, 0.05
 _PLAIN = (DEFAULT_POLICY, "lru")
-#: In tokens' worth of slots: where recency comes first, from and to.
-_FROM, _TO = 1.0, 1.05
 
 
 class FirstLooks:
@@ -49,12 +45,10 @@ class FirstLooks:
     ) -> None:
         self._native, self._info, self._keeper = native, info, keeper
         self._recent, self._over = recent, over
-        self._begun = False
         self._tokens, self._seconds, self._spent = 0, 0.0, 0.0
         self._next, self._needed = _FIRST, _FIRST_SECONDS
 
     def token(self, token: Token) -> None:
-        self._begin()
         self._tokens += 1
         self._seconds += token.seconds
         if not self._next <= self._tokens <= 2 * _LAST or self._spent + self._needed > _SHARE * self._seconds:
@@ -69,16 +63,7 @@ class FirstLooks:
         self._next, self._needed = 2 * self._tokens, 2 * took
 
     def prompt(self, prompt: Prompt) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        """Only now the budget is settled."""
-        if self._begun:
-            return
-        self._begun = True
-        tokens = self._native.stats()["slots"] / (self._info.n_layer * self._info.n_expert_used)
-        if _FROM <= tokens < _TO and self._keeper.policy != "lru":
-            self._keeper.switch("lru", self._recent())
+        pass
 
     def _look(self) -> None:
         from pyengine.advice.judging import Question, choose, judge

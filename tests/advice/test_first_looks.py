@@ -1,4 +1,4 @@
-"""First looks at a model of which nothing is known: what they begin with, what a few tokens change, what they cost."""
+"""First looks at a model of which nothing is known: what a few tokens change, what they cost."""
 
 from __future__ import annotations
 
@@ -66,13 +66,3 @@ def test_fast_tokens_are_not_held_up(llama: Llama) -> None:
 def test_a_judgement_ends_them(llama: Llama) -> None:
     looked, rng = Looked(llama, "lru", judged=True), np.random.default_rng(2)
     assert {looked.see(looked.loyal(rng)) for _ in range(100)} == {"lru"}
-
-
-@pytest.mark.parametrize(("share", "policy"), [("25%", "lru"), ("12.5%", "lrfu"), ("50%", "lrfu")])
-def test_a_token_s_worth_of_slots_begins_with_recency(llama: Llama, share: str, policy: str) -> None:
-    llama.set_ram_budget(share)
-    try:
-        looked = Looked(llama, "lrfu")
-        assert looked.see(looked.loyal(np.random.default_rng(2))) == policy
-    finally:
-        llama.set_ram_budget("50%")
