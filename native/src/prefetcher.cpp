@@ -17,12 +17,13 @@ constexpr float kPriorChance = 0.5f;
 constexpr float kUnproven    = 0.3f; // chance of a guess before there is any record: not enough to read anything
 constexpr float kUnseen      = 0.1f; // chance that what is pushed out was needed, likewise
 constexpr float kMostRoom    = 16.0f;
+constexpr float kPriorMoved  = 0.5f; // of a wanted expert, at first
 constexpr float kLeastMoved  = 0.1f; // what is never found out when nothing is read
 
-constexpr uint32_t kMovedPrior = 8;  // prefetches' worth of belief in one half
+constexpr uint32_t kMovedPrior = 8;  // prefetches' worth of belief in kPriorMoved
 constexpr uint32_t kStandings  = 8;  // parts of a layer's experts, by priority
 constexpr uint32_t kTrial      = 64; // times asked before a predictor may be passed over
-constexpr uint32_t kMemory     = 64; // times asked that count for its worth
+constexpr uint32_t kMemory     = 64; // values that count in a mean
 constexpr uint32_t kSkipped    = 16; // one that is passed over is asked once in so many times
 constexpr size_t   kMostAsked  = 8;  // tokens of a prompt that a predictor looks at
 
@@ -50,6 +51,8 @@ float Prefetcher::Guesser::chance(uint32_t rank, uint32_t standing) const {
     return both / (1.0f + both);
 }
 
+void Prefetcher::Average::add(float one) { value += (one - value) / static_cast<float>(std::min(++n, kMemory)); }
+
 void Prefetcher::Record::add(uint32_t rank, bool was_right) {
     if (rank >= tried.size()) {
         tried.resize(rank + 1, 0.0f);
@@ -66,6 +69,7 @@ Prefetcher::Prefetcher(const ExpertIndex & index, std::vector<SlotStore *> store
     rules_.least_chance  = 0.4f;
     rules_.replay_recall = -1.0f;
     rules_.preempt = rules_.reorder = rules_.replay_distance = 1;
+    moved_.fill({kPriorMoved, kMovedPrior});
     for (const ShapeClass & c : index_.classes) {
         unused_.emplace_back(c.n_expert, 0);
         watched_.emplace_back(c.n_expert, 0);
@@ -175,8 +179,7 @@ void Prefetcher::judge(Guesser & guesser, uint32_t layer, const std::vector<Want
     }
     stats_.guesses += guesser.pending.size();
     stats_.guesses_right += n_right;
-    guesser.worth +=
-        (static_cast<float>(n_right) - guesser.worth) / static_cast<float>(std::min(++guesser.n_asked, kMemory));
+    guesser.worth.add(static_cast<float>(n_right));
     guesser.asked = false;
     guesser.pending.clear();
 }
@@ -208,8 +211,7 @@ void Prefetcher::used(uint32_t layer, uint32_t expert) {
 // A wanted expert's prefetch had brought this share of it.
 void Prefetcher::moved(Kind kind, float share) {
     if (kind != Keep) {
-        Average & average = moved_[kind];
-        average.value += (share - average.value) / static_cast<float>(std::min(++average.n + kMovedPrior, kMemory));
+        moved_[kind].add(share);
     }
 }
 
@@ -251,11 +253,11 @@ void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inpu
         }
         size_t best = first;
         for (size_t i = first; i < end; ++i) {
-            best = in(seers_[i]).worth > in(seers_[best]).worth ? i : best;
+            best = in(seers_[i]).worth.value > in(seers_[best]).worth.value ? i : best;
         }
         for (size_t i = first; i < end; ++i) {
             Guesser &  guesser = in(seers_[i]);
-            const bool new_one = guesser.n_asked < kTrial;
+            const bool new_one = guesser.worth.n < kTrial;
             if (!new_one && (i != best || guesser.idle) && ++guesser.n_skipped % kSkipped != 0) {
                 continue;
             }

@@ -93,9 +93,11 @@ class Prefetcher {
         float              overall() const;
         void               add(uint32_t rank, bool was_right);
     };
+    // The mean of what was added of late; `n` values' worth of `value` before there are any.
     struct Average {
-        float    value = 0.5f;
-        uint32_t n     = 0;
+        float    value;
+        uint32_t n;
+        void     add(float one);
     };
     // Whoever guesses about a layer, and what became of it.
     struct Guesser {
@@ -105,10 +107,10 @@ class Prefetcher {
         Record             standings;        // by the expert's standing in its layer
         float              chance(uint32_t rank, uint32_t standing) const;
         std::vector<Guess> pending;
-        bool               asked   = false; // since the layer last spoke
-        float              worth   = 0;     // missing experts named, of late, per time asked
-        uint32_t           n_asked = 0, n_skipped = 0;
-        bool               idle = false; // not one of its ranks is worth a read
+        bool               asked     = false;     // since the layer last spoke
+        Average            worth     = {0.0f, 0}; // missing experts named, per time asked
+        uint32_t           n_skipped = 0;
+        bool               idle      = false; // not one of its ranks is worth a read
     };
     // A predictor asked about a token alone, and about several at once: two records, for they have little in common.
     struct Seer {

@@ -98,20 +98,20 @@ uint32_t SlotStore::claim_for_prefetch(uint32_t expert, bool evict, uint32_t * e
     }
     uint32_t s = empty_slot(expert);
     if (s == kNone && evict) {
-        s = victim(false);
-        if (s != kNone && priority_[slots_[s].expert] == INFINITY) {
-            s = kNone;
-        }
+        s = victim_for_prefetch();
     }
     return fill(s, expert, evicted);
 }
 
 uint32_t SlotStore::would_leave(uint32_t expert) {
-    if (empty_slot(expert) != kNone) {
-        return kNone;
-    }
+    const uint32_t s = empty_slot(expert) == kNone ? victim_for_prefetch() : kNone;
+    return s == kNone ? kNone : slots_[s].expert;
+}
+
+// Neither one that is expected nor one that an infinite priority pins.
+uint32_t SlotStore::victim_for_prefetch() const {
     const uint32_t s = victim(false);
-    return s == kNone || priority_[slots_[s].expert] == INFINITY ? kNone : slots_[s].expert;
+    return s != kNone && priority_[slots_[s].expert] == INFINITY ? kNone : s;
 }
 
 uint32_t SlotStore::fill(uint32_t slot, uint32_t expert, uint32_t * evicted) {

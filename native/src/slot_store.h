@@ -67,6 +67,7 @@ class SlotStore {
     };
 
     uint32_t victim(bool expected) const;
+    uint32_t victim_for_prefetch() const;
     uint32_t fill(uint32_t slot, uint32_t expert, uint32_t * evicted);
     uint32_t empty_slot(uint32_t expert);
     void     vacate(uint32_t slot);

@@ -176,7 +176,7 @@ class Contest:
     def _begin_text(self, number: int, disk: Disk, players: dict[str, Player], gone: dict[str, GoneError]) -> None:
         for kind in self._fit(disk, players):
             players[kind].groups.limit_disk(DiskLimit(block_device(self.model.facts.path), None))
-            self._prepare(kind, _BEGINNING, self.terms.patience_s, players, gone, number)
+            self._ask(kind, _BEGINNING, self.terms.turn_s, self.terms.patience_s, players, gone, number)
 
     def _fit(self, disk: Disk, players: Mapping[str, Player]) -> list[str]:
         """Who contends in a cell, but for who is hopeless there by what it did on faster disks."""
@@ -185,18 +185,19 @@ class Contest:
         idle = left_behind(self.known, *where, self.kinds, all_contend=self.terms.all_contend)
         return [kind for kind in players if kind in contenders and kind not in idle]
 
-    def _prepare(
+    def _ask(
         self,
         kind: str,
         steps: int,
+        limit_s: float,
         patience: float,
         players: dict[str, Player],
         gone: dict[str, GoneError],
         text: int | None = None,
     ) -> Mapping[str, Any] | None:
-        """A turn that does not count; None if the player has ended."""
+        """A turn of a player; None if it has ended, and `gone` says why."""
         try:
-            return players[kind].turn(steps, self.terms.turn_s, patience, text)
+            return players[kind].turn(steps, limit_s, patience, text)
         except GoneError as error:
             gone[kind] = error
             players.pop(kind).end()
@@ -210,7 +211,7 @@ class Contest:
         """
         seconds, patience = self.terms.turn_s, self.terms.patience_s
         for kind in self._fit(disk, players):
-            phase = self._prepare(kind, _SETTLING, patience, players, gone)
+            phase = self._ask(kind, _SETTLING, self.terms.turn_s, patience, players, gone)
             if phase is not None and (kind == AUTO or AUTO not in players):
                 seconds = phase["seconds"] / phase["tokens"]
                 patience = min(self.terms.patience_s, max(_LEAST_PATIENCE_S, _HOPELESS * seconds))
@@ -228,11 +229,9 @@ class Contest:
         gone: dict[str, GoneError],
     ) -> Sample:
         time.sleep(_PAUSE_S)
-        try:
-            phase = players[row.kind].turn(steps, 3 * self.terms.turn_s, patience)
-        except GoneError as error:
-            gone[row.kind] = error
-            players.pop(row.kind).end()
+        phase = self._ask(row.kind, steps, 3 * self.terms.turn_s, patience, players, gone)
+        if phase is None:
+            error = gone[row.kind]
             return self._sample(row, disk, number, place, status=error.status, reason=str(error))
         found = decode_figures(phase) | {"exact": self._exact(row, players)}
         if not row.stock:
