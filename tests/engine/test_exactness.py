@@ -16,7 +16,7 @@ import pytest
 from models.architectures import ARCHITECTURES
 from models.facts import ModelFacts
 from models.fixtures import ModelFactory
-from models.mutation import mutate
+from models.mutation import mutate_first_layer
 from models.vocabulary import N_VOCAB
 
 from pyengine import Llama, bundled_model
@@ -107,11 +107,8 @@ def test_one_mutated_weight_is_noticed(
         assert_same_bits(context.run(script), wanted)
         events = engine.events()
     used = events[(events["layer"] == 0) & (events["kind"] != EVICT)]
-    block = facts.expert_blocks[0]
     expert = int(used["expert"][-1])
-    projections = {t.projection for t in facts.expert_tensors}
-    projection = "down" if direction == "down" else "gate_up" if "gate_up" in projections else "up"
-    mutated = mutate(facts, tmp_path / "mutated.gguf", facts.expert_tensor(block, projection), expert=expert).facts
+    mutated = mutate_first_layer(facts, tmp_path / "mutated.gguf", expert=expert, direction=direction)
     for share in (0.0, 1.0):
         with managed(mutated.path, share) as (_, model), model.context() as context:
             got = context.run(script)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from models.fixtures import ModelFactory
-from models.mutation import mutate
+from models.mutation import mutate_first_layer
 from models.vocabulary import N_VOCAB
 
 from .decoding import random_script
@@ -45,15 +45,12 @@ def test_one_mutated_weight_shows_in_a_prompt(
     """The comparison up to rounding can fail, too."""
     facts, script = generated_model(model_id), random_script([60], N_VOCAB, seed=41)
     wanted = stock.run(facts.path, script).logits
-    block = facts.expert_blocks[0]
     with managed(facts.path, 1) as (engine, model), model.context() as context:
         assert_as_stock(context.run(script), wanted, script)
         events = engine.events()
     used = events[(events["layer"] == 0) & (events["kind"] != EVICT)]
     expert = int(used["expert"][used["tokens"].argmax()])
-    projections = {t.projection for t in facts.expert_tensors}
-    projection = "down" if direction == "down" else "gate_up" if "gate_up" in projections else "up"
-    mutated = mutate(facts, tmp_path / "mutated.gguf", facts.expert_tensor(block, projection), expert=expert).facts
+    mutated = mutate_first_layer(facts, tmp_path / "mutated.gguf", expert=expert, direction=direction)
     for share in (0.0, 1.0):
         with managed(mutated.path, share) as (_, model), model.context() as context:
             got = context.run(script)

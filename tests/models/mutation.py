@@ -59,6 +59,13 @@ def mutate(
     )
 
 
+def mutate_first_layer(source: ModelFacts, path: Path, *, expert: int, direction: str) -> ModelFacts:
+    """The same for an expert of the first layer that has some. direction: "inward" or "down"."""
+    projections = {t.projection for t in source.expert_tensors}
+    projection = "down" if direction == "down" else "gate_up" if "gate_up" in projections else "up"
+    return mutate(source, path, source.expert_tensor(source.expert_blocks[0], projection), expert=expert).facts
+
+
 def _copy_name(part: Path, path: Path) -> Path:
     suffix = _PART.search(part.stem)
     return path.with_name(path.stem + suffix[0] + path.suffix) if suffix else path

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from made_up_costs import costs
+from made_up_measured import MEASURED as AS_PROBED
 
 from pyengine import Llama, bundled_model
 from pyengine.cli import main
@@ -23,24 +24,7 @@ from pyengine.planning.measured import Measured
 from pyengine.planning.shape import ModelShape, read_shape
 from pyengine.sessions import Request, SamplingParams, Scheduler
 
-MEASURED = Measured(
-    token_s=0.010,
-    token_past_s=1e-6,
-    expert_share=0.2,
-    missing=((1, 0.0002), (4, 0.0006), (8, 0.0012)),
-    prompt_token_s=0.001,
-    prompt_past_s=1e-6,
-    pair_s=4e-6,
-    prompt_miss_s=1e-5,
-    bytes_per_miss=63e3,
-    overhead_bytes=50 << 20,
-    disk_bytes_per_s=1e9,
-    disk_latency_s=1e-4,
-    n_threads=2,
-    direct_io=True,
-    bundle=False,
-    took_s=3.0,
-)
+MEASURED = replace(AS_PROBED, prompt_miss_s=1e-5)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from made_up_measured import MEASURED
 from models.fixtures import ModelFactory
 
 from pyengine import Llama, bundled_model
@@ -21,25 +22,6 @@ from pyengine.planning.controlled_run import ControlledRun, budget_of_one_token
 from pyengine.planning.measured import Measured
 from pyengine.planning.shape import read_shape
 from pyengine.traces import Trace, TracedModel, load_trace, save_trace
-
-MEASURED = Measured(
-    token_s=0.010,
-    token_past_s=1e-6,
-    expert_share=0.2,
-    missing=((1, 0.0002), (4, 0.0006), (8, 0.0012)),
-    prompt_token_s=0.001,
-    prompt_past_s=1e-6,
-    pair_s=4e-6,
-    prompt_miss_s=1e-4,
-    bytes_per_miss=63e3,
-    overhead_bytes=50 << 20,
-    disk_bytes_per_s=1e9,
-    disk_latency_s=1e-4,
-    n_threads=2,
-    direct_io=True,
-    bundle=False,
-    took_s=3.0,
-)
 
 
 @pytest.fixture
