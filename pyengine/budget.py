@@ -1,4 +1,4 @@
-"""How many bytes of experts to keep in RAM: what the user asked for, and what this machine can spare."""
+"""How many bytes of experts to keep in RAM or VRAM: what the user asked for, and what this machine can spare."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ _OF_GROUP = (0.05, 24 << 20, 4 << 30)
 _CHOOSING, _MOST_FOR_CHOOSING = 64 << 20, 0.25
 
 
-def resolve(budget: Budget, *, slot_bytes: int, least: int, available: int | None = None) -> int:
+def resolve(
+    budget: Budget,
+    *,
+    slot_bytes: int,
+    least: int,
+    available: int | None = None,
+    name: str = "ram_budget",
+) -> int:
     """Bytes of slots for a budget as a user writes it.
 
     Args:
@@ -35,17 +42,18 @@ def resolve(budget: Budget, *, slot_bytes: int, least: int, available: int | Non
         slot_bytes: bytes that keep every expert resident.
         least: the smallest budget that works, bytes.
         available: bytes that may be spent; only "auto" looks at it. None asks the system.
+        name: of the budget, for messages.
 
     Raises:
         BudgetError: not understood, or below `least`.
     """
-    wanted = _wanted(budget, slot_bytes)
+    wanted = _wanted(budget, slot_bytes, name)
     if wanted is None:
         if available is None:
             available = available_memory()
         return max(least, _most_slots(slot_bytes, available - reserve()))
     if wanted < least:
-        raise BudgetError(f"ram_budget {budget!r} is {wanted:,} bytes; this model needs at least {least:,}")
+        raise BudgetError(f"{name} {budget!r} is {wanted:,} bytes; this model needs at least {least:,}")
     return min(wanted, slot_bytes)
 
 
@@ -55,18 +63,18 @@ def _most_slots(slot_bytes: int, spare: int) -> int:
     return spare - min(_CHOOSING, int(_MOST_FOR_CHOOSING * max(0, spare)))
 
 
-def check_wording(budget: Budget) -> None:
+def check_wording(budget: Budget, name: str = "ram_budget") -> None:
     """Raise BudgetError for a budget that no model could take."""
-    _wanted(budget, 0)
+    _wanted(budget, 0, name)
 
 
-def _wanted(budget: Budget, slot_bytes: int) -> int | None:
+def _wanted(budget: Budget, slot_bytes: int, name: str) -> int | None:
     """The bytes a budget asks for; None for "auto". Raises BudgetError if it is not understood."""
     if isinstance(budget, bool) or not isinstance(budget, (str, int)):
-        raise BudgetError(f"ram_budget must be a text or an int, not {type(budget).__name__}")
+        raise BudgetError(f"{name} must be a text or an int, not {type(budget).__name__}")
     if isinstance(budget, int):
         if budget < 0:
-            raise BudgetError("ram_budget must not be negative")
+            raise BudgetError(f"{name} must not be negative")
         return budget
     text = budget.strip().lower()
     if text == "auto":
@@ -77,7 +85,7 @@ def _wanted(budget: Budget, slot_bytes: int) -> int | None:
     elif size is not None:
         value = float(size[1]) * _UNITS[size[2]]
     else:
-        raise BudgetError(f'ram_budget {budget!r:.40} is not understood; write "auto", "50%", "2GiB" or bytes')
+        raise BudgetError(f'{name} {budget!r:.40} is not understood; write "auto", "50%", "2GiB" or bytes')
     return int(min(value, float(sys.maxsize)))  # a long row of digits is infinity to float
 
 

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyengine import vram
 from pyengine.advice import foresight
 from pyengine.advice.auto import AutoPolicy
 from pyengine.advice.first_layer import FirstLayer
@@ -33,7 +35,7 @@ _PREFETCH_COUNTERS = (
 
 
 class ExpertEngine:
-    """Keeps the experts of one model within a budget of RAM slots over the disk.
+    """Keeps the experts of one model within a budget of slots: in RAM over the disk, or in VRAM over RAM over the disk.
 
     Life: construct -> llama.cpp loads the model with `buffer_type` -> settle() -> compute -> close(), after the model.
 
@@ -43,6 +45,7 @@ class ExpertEngine:
         bundle: see pyengine.bundles.use_bundle.
         policy: see pyengine.policies.
         look_ahead: see pyengine.advice.foresight.
+        gpu: where experts compute, with its budgets; None is the CPU.
 
     Raises:
         ModelFileError, StaleBundleError, BudgetError, MemoryError.
@@ -56,6 +59,7 @@ class ExpertEngine:
         bundle: str | Path = "use",
         policy: str = "auto",
         look_ahead: str = "auto",
+        gpu: vram.Gpu | None = None,
     ) -> None:
         check_policy(policy)
         foresight.check_wording(look_ahead)
@@ -66,6 +70,7 @@ class ExpertEngine:
         self._first_layer: FirstLayer | None = None
         self._owner = os.getpid()
         self._wanted = ram_budget
+        self._gpu = gpu
         self._watch: PressureWatch | None = None
         self._native = NativeEngine(path)
         try:
@@ -75,13 +80,18 @@ class ExpertEngine:
                     f"architecture {info.architecture!r} is not managed (yet); its experts stay with stock llama.cpp"
                 )
             self._learned = learned_for(policy, path, info)
-            self._bundle = use_bundle(self._native, path, bundle)
-            # "auto" is settled when the rest of the model has taken its memory.
-            self._native.start(
-                info.least_budget
-                if ram_budget == "auto"
-                else resolve(ram_budget, slot_bytes=info.slot_bytes, least=info.least_budget)
-            )
+            if gpu is not None:
+                # A bundle's records are in the CPU's layout, as a rule; "use" is for those that fit.
+                self._bundle = None if bundle == "use" else use_bundle(self._native, path, bundle)
+                vram.start(self._native, gpu)
+            else:
+                self._bundle = use_bundle(self._native, path, bundle)
+                # "auto" is settled when the rest of the model has taken its memory.
+                self._native.start(
+                    info.least_budget
+                    if ram_budget == "auto"
+                    else resolve(ram_budget, slot_bytes=info.slot_bytes, least=info.least_budget)
+                )
             self._info = self._native.info
             self.routing_log = RoutingLog(self._native)
         except BaseException:
@@ -97,8 +107,17 @@ class ExpertEngine:
         """Address of the ggml_backend_buffer_type that takes this model's expert tensors."""
         return self._native.buffer_type
 
+    @property
+    def gpu_device(self) -> int:
+        """Address of the ggml_backend_device that llama.cpp must compute on; 0: its own choice."""
+        return self._native.gpu_device
+
     def settle(self) -> None:
         """Call once the model and its context are loaded: "auto" takes its memory, the pressure watch begins."""
+        if self._gpu is not None:
+            vram.settle(self._native, self._info, self._gpu)
+            self._advise()
+            return
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
         self._advise()
@@ -106,8 +125,11 @@ class ExpertEngine:
         self._watch.start()
 
     def _advise(self) -> None:
-        """Policy and predictors, unless every expert has its slot: then there is nothing to choose."""
+        """Policy and predictors, unless every expert has its slot: then there is nothing to choose. In VRAM all are
+        loaded then: the GPU need not ask for ids once they are there."""
         if self._native.stats()["slots"] >= self._info.n_experts_total:
+            if self._gpu is not None:
+                vram.fill(self._native, self._info)
             return
         if self._policy == "auto":
             self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path, self._learned)
@@ -138,9 +160,22 @@ class ExpertEngine:
         """The cache policy in use; of "auto", what it has chosen."""
         return self._policy if self._auto is None else self._auto.policy
 
-    def set_ram_budget(self, ram_budget: Budget) -> None:
-        """Change the budget while the model runs. Raises BudgetError."""
+    def set_vram_budget(self, vram_budget: Budget) -> None:
+        """Change it while the model runs. Raises BudgetError, MemoryError; UsageError without a GPU."""
         self.check_process()
+        if self._gpu is None:
+            raise UsageError("no GPU is in use: experts are in RAM")
+        gpu = replace(self._gpu, vram_budget=vram_budget)
+        vram.settle(self._native, self._info, gpu)
+        self._gpu = gpu
+        if self._native.stats()["slots"] >= self._info.n_experts_total:
+            vram.fill(self._native, self._info)
+
+    def set_ram_budget(self, ram_budget: Budget) -> None:
+        """Change the budget while the model runs. Raises BudgetError; UsageError with a GPU: RAM is taken once."""
+        self.check_process()
+        if self._gpu is not None:
+            raise UsageError("with a GPU the RAM budget cannot be changed after loading; set_vram_budget() can")
         wanted = self._resolve(ram_budget)
         self._wanted = ram_budget
         if self._watch is None:
@@ -173,6 +208,13 @@ class ExpertEngine:
         info, stats = self._info, self._native.stats()
         per_layer = stats["slots"] / info.n_layer
         kept = f"{per_layer:.0f}" if per_layer == int(per_layer) else f"{per_layer:.1f}"
+        if self._gpu is not None:
+            return (
+                f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB) "
+                f"in memory of {self._gpu.device} over {stats['ram_slots'] / info.n_layer:.1f} "
+                f"({stats['ram_budget_bytes'] / 2**20:.1f} MiB) in RAM over disk, {info.kernels}, "
+                f"{'direct' if info.direct_io else 'buffered'} I/O"
+            )
         return (
             f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB) in "
             f"RAM over {'disk' if self._bundle is None else 'bundle ' + self._bundle.name}, {info.kernels}, "
@@ -198,6 +240,21 @@ class ExpertEngine:
             "compute_seconds": raw["compute_ns"] / 1e9,
             "load_seconds": raw["load_ns"] / 1e9,
             "io_seconds": raw["io_ns"] / 1e9,
+            "gpu": None if self._gpu is None else self._gpu.device,
+            "link_bytes": raw["link_bytes"],
+            "link_seconds": raw["link_ns"] / 1e9,
+            **{
+                name: raw[name]
+                for name in (
+                    "syncs",
+                    "begun_ahead",
+                    "computed_again",
+                    "ram_hits",
+                    "ram_resident",
+                    "ram_slots",
+                    "ram_budget_bytes",
+                )
+            },
             "expert_ffns": raw["steps_layers"],
             "passes": raw["passes"],
             "resident": raw["resident"],
@@ -251,10 +308,11 @@ def open_engine(
     say: Callable[[str], None],
     policy: str = "auto",
     look_ahead: str = "auto",
+    gpu: vram.Gpu | None = None,
 ) -> ExpertEngine | None:
     """An engine for the model, or None, with one plain line said, if stock llama.cpp must run it alone."""
     try:
-        return ExpertEngine(path, ram_budget, bundle, policy, look_ahead)
+        return ExpertEngine(path, ram_budget, bundle, policy, look_ahead, gpu)
     except UnmanagedModelError as reason:
         say(f"{path.name}: {reason}")
         return None

@@ -23,7 +23,7 @@ from jinja2 import TemplateError
 from llama_cpp import _internals
 from llama_cpp._logger import set_verbose
 
-from pyengine import startup
+from pyengine import startup, vram
 from pyengine.adapters import refuse_expert_adapter
 from pyengine.advice.foresight import check_wording as check_look_ahead_wording
 from pyengine.budget import Budget, check_wording
@@ -65,7 +65,11 @@ class Llama(llama_cpp.Llama):
 
     Args:
         model_path: GGUF file (the first one of a split model); None is the small model that comes with the package.
-        ram_budget: "auto" (what the machine can spare), a share of all experts ("50%"), a size ("2GiB") or bytes.
+        ram_budget: "auto" (what the machine can spare), a share of all experts ("50%"), a size ("2GiB") or bytes. With
+            a GPU: of the tier behind it, "0" for none.
+        vram_budget: the same for slots in the memory of the GPU.
+        gpu: "auto" is the first GPU that this build of llama.cpp finds (unless n_gpu_layers=0 is given), "off" none,
+            otherwise ggml's name of a device, e.g. "CUDA0".
         bundle: "use" reads experts from the model's bundle if there is one that fits (beside the model or in the cache
             folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
         policy: which experts stay in RAM: "auto", or a name in pyengine.policies.POLICIES.
@@ -89,6 +93,8 @@ class Llama(llama_cpp.Llama):
         model_path: str | Path | None = None,
         *,
         ram_budget: Budget = "auto",
+        vram_budget: Budget = "auto",
+        gpu: str = "auto",
         bundle: str | Path = "use",
         policy: str = "auto",
         look_ahead: str = "auto",
@@ -97,6 +103,8 @@ class Llama(llama_cpp.Llama):
     ) -> None:
         self._engaged = ""
         self._ram_budget = ram_budget
+        self._vram_budget = vram_budget
+        self._gpu = gpu
         self._bundle = bundle
         self._policy = policy
         self._look_ahead = look_ahead
@@ -123,17 +131,21 @@ class Llama(llama_cpp.Llama):
             self._engaged = "vocabulary only"
         else:
             with _reasons():
-                self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead)
+                chosen = vram.choose("off" if kwargs.get("n_gpu_layers") == 0 else gpu, vram_budget, ram_budget)
+                self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
         try:
             if self._engine is not None:
                 if kwargs.get("lora_path"):
                     refuse_expert_adapter(Path(kwargs["lora_path"]))
-                if kwargs.get("n_gpu_layers"):
+                if chosen is not None:
+                    kwargs.setdefault("n_gpu_layers", -1)
+                elif kwargs.get("n_gpu_layers"):
                     _log.warning("n_gpu_layers: experts stay in RAM slots; only the other weights can go to a GPU")
                 if kwargs.get("use_mlock"):
                     _log.warning("use_mlock: not done; experts come and go, and the other weights stay unlocked")
                 _refuse_impossible(kwargs.get("kv_overrides") or {}, self._engine.info)
                 self._overrides = self._buffer_overrides(self._engine)
+                self._devices = (ctypes.c_void_p * 2)(self._engine.gpu_device or None)  # the second one ends the list
             self._load(path, kwargs)
             if self._engine is not None:
                 self._guard_decoding()
@@ -168,6 +180,8 @@ class Llama(llama_cpp.Llama):
     def model_params(self) -> Any:
         if self._params is not None and self._engine is not None:
             self._params.tensor_buft_overrides = ctypes.cast(self._overrides, ctypes.c_void_p)
+            if self._devices[0]:
+                self._params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
             # mmap would populate the whole file; buffered reading would pull experts into the page cache.
             self._params.load_mode = llama_cpp.LLAMA_LOAD_MODE_DIRECT_IO
         return self._params
@@ -277,7 +291,10 @@ class Llama(llama_cpp.Llama):
             reads, read_errors, stall_seconds (kernels waiting for experts), compute_seconds (in expert kernels),
             load_seconds (summed over I/O threads), io_seconds (with at least one load under way), expert_ffns, passes,
             resident (experts now), resident_bytes, slots, budget_bytes, bundle (the path in use or None), experts,
-            expert_bytes, least_budget, layers.
+            expert_bytes, least_budget, layers; gpu (name or None; slots are in its memory), link_bytes (moved to it),
+            link_seconds (summed over threads), syncs (waits for the GPU), begun_ahead (pieces of graphs, before it was
+            known whether their experts are there), computed_again (of those: one was not), ram_hits (loads served by
+            the RAM tier), ram_resident, ram_slots, ram_budget_bytes.
         """
         return self._engine.stats() if self._engine is not None else dict(_NO_STATS)
 
@@ -288,6 +305,14 @@ class Llama(llama_cpp.Llama):
         if self._engine is not None:
             self._engine.set_ram_budget(ram_budget)
         self._ram_budget = ram_budget
+
+    def set_vram_budget(self, vram_budget: Budget) -> None:
+        """Change the slots in VRAM now, also while another thread computes. Raises BudgetError, MemoryError; UsageError
+        if no GPU is in use."""
+        check_wording(vram_budget, "vram_budget")
+        if self._engine is not None:
+            self._engine.set_vram_budget(vram_budget)
+        self._vram_budget = vram_budget
 
     @property
     def engine(self) -> ExpertEngine | None:
@@ -309,6 +334,8 @@ class Llama(llama_cpp.Llama):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state["ram_budget"] = self._ram_budget
+        state["vram_budget"] = self._vram_budget
+        state["gpu"] = self._gpu
         state["bundle"] = self._bundle
         state["policy"] = self._policy
         state["look_ahead"] = self._look_ahead
@@ -360,12 +387,14 @@ _NO_STATS: dict[str, Any] = {
     "managed": False,
     "hit_rate": None,
     "bundle": None,
+    "gpu": None,
     **dict.fromkeys(
         (
             "hits misses prefetches prefetch_hits prefetches_late prefetches_wasted prefetches_failed guesses "
             "guesses_right predict_seconds evictions bytes_read reads read_errors stall_seconds compute_seconds "
             "load_seconds io_seconds "
-            "expert_ffns passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers"
+            "expert_ffns passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers "
+            "link_bytes link_seconds syncs begun_ahead computed_again ram_hits ram_resident ram_slots ram_budget_bytes"
         ).split(),
         0,
     ),

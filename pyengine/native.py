@@ -98,6 +98,28 @@ def built_for() -> str:
     return str(ffi.string(lib.pye_built_for()).decode())
 
 
+@dataclass(frozen=True)
+class Device:
+    """Something that llama.cpp can compute on here, see pye_device; sizes in bytes."""
+
+    name: str
+    description: str
+    free_bytes: int
+    total_bytes: int
+    gpu: bool
+    unified: bool
+
+
+def devices() -> list[Device]:
+    """All that this build of llama.cpp knows and this machine has."""
+    found: list[Device] = []
+    raw = ffi.new("pye_device *")
+    while lib.pye_get_device(len(found), raw) == lib.PYE_OK:
+        name, description = (ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description))
+        found.append(Device(name, description, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified)))
+    return found
+
+
 #: Version of the bundle's format.
 BUNDLE_VERSION: int = lib.PYE_BUNDLE_VERSION
 
@@ -190,6 +212,29 @@ class NativeEngine:
     def start(self, ram_budget: int) -> None:
         """Make slots for `ram_budget` bytes. Raises BudgetError, MemoryError."""
         _check(lib.pye_start(self._open(), ram_budget))
+
+    def use_gpu(self, device: str) -> None:
+        """Keep slots on the ggml device of this name; before start_on_gpu(). Changes info.least_budget."""
+        _check(lib.pye_use_gpu(self._open(), device.encode()))
+
+    def start_on_gpu(self, vram_budget: int, ram_budget: int) -> None:
+        """Make slots for `vram_budget` bytes, with `ram_budget` bytes of experts in RAM behind them. Raises
+        BudgetError, MemoryError, StaleBundleError if the bundle is for a CPU."""
+        _check(lib.pye_start_on_gpu(self._open(), vram_budget, ram_budget))
+
+    @property
+    def gpu_device(self) -> int:
+        """Address of the ggml_backend_device for llama_model_params.devices; 0 without a GPU."""
+        return int(ffi.cast("uintptr_t", lib.pye_gpu_device(self._open())))
+
+    def set_vram_budget(self, vram_budget: int) -> None:
+        """Change the bytes of slots in VRAM while the engine runs. Raises BudgetError; MemoryError, after which nothing
+        can be computed until a smaller budget has been accepted."""
+        _check(lib.pye_set_vram_budget(self._open(), vram_budget))
+
+    def set_link_limit(self, bytes_per_s: int) -> None:
+        """For benchmarks: the most that moves from RAM to VRAM; 0 is no limit."""
+        _check(lib.pye_set_link_limit(self._open(), bytes_per_s))
 
     @property
     def buffer_type(self) -> int:

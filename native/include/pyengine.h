@@ -10,6 +10,9 @@
  *   3. When a graph reaches an expert FFN, the scheduler hands it to our device. We read the selected expert ids, make
  *      those experts resident in slots, and let the stock ggml CPU kernels compute on the slots.
  *
+ * With a GPU (pye_use_gpu) slots lie in its memory and the GPU's own ggml kernels compute on them: llama.cpp gets our proxy of
+ * the device, which forwards everything else. RAM is then a tier of its own between disk and VRAM.
+ *
  * Vocabulary. An *expert* is (layer, id): its gate, up and down weights together. A *slot* holds one expert or none.
  * Experts whose tensors have the same types and sizes form a *shape class*; a class has one arena of equal slots, shared
  * by all its layers. The *budget* is the bytes of slots. A *pin* keeps an expert in its slot until the kernels that read
@@ -109,6 +112,16 @@ typedef struct {
     uint64_t slots;          /* slots the present budget gives */
     uint64_t budget_bytes;   /* bytes of these slots */
     uint64_t events_lost;    /* events overwritten before pye_events() took them */
+    /* With a GPU; slots are in VRAM then. Otherwise 0. */
+    uint64_t link_bytes;     /* moved from host memory to VRAM */
+    uint64_t link_ns;        /* time in these moves, summed over threads */
+    uint64_t syncs;          /* times that the processor waited for the GPU */
+    uint64_t begun_ahead;    /* pieces of graphs begun before it was known whether their experts are there */
+    uint64_t computed_again; /* of those: one was not */
+    uint64_t ram_hits;       /* loads whose expert was in RAM */
+    uint64_t ram_resident;
+    uint64_t ram_slots;
+    uint64_t ram_budget_bytes;
 } pye_stats;
 
 /* ---- the bundle: experts on disk the way they are read
@@ -278,11 +291,42 @@ PYE_API int32_t pye_get_info(const pye_engine * engine, pye_info * out);
 /* Reserve slots for `ram_budget` bytes and start the I/O threads. Slots above all experts' need are not made. */
 PYE_API int32_t pye_start(pye_engine * engine, uint64_t ram_budget);
 
+/* A device that llama.cpp was built for and found here. */
+typedef struct {
+    char     name[64];         /* e.g. "CUDA0" */
+    char     description[128]; /* e.g. "NVIDIA H100" */
+    uint64_t free_bytes;       /* of its memory, now */
+    uint64_t total_bytes;
+    int32_t  gpu;     /* 1: computes in memory of its own or the machine's, apart from the CPU */
+    int32_t  unified; /* 1: that memory is the machine's RAM */
+} pye_device;
+
+/* The device of this number; PYE_E_ARGUMENT beyond the last. */
+PYE_API int32_t pye_get_device(uint32_t number, pye_device * out);
+
+/* Before pye_start_on_gpu(): keep slots on, and compute experts with, the ggml device of this name, e.g. "CUDA0". */
+PYE_API int32_t pye_use_gpu(pye_engine * engine, const char * name);
+
+/* The ggml_backend_dev_t for llama_model_params.devices in the place of that device: forwards to it all that does not concern
+ * our expert tensors. NULL before pye_use_gpu(). Never freed. */
+PYE_API void * pye_gpu_device(pye_engine * engine);
+
+/* pye_start() with slots in VRAM, `vram_budget` bytes of them, and behind them `ram_budget` bytes of RAM (0: none) for experts
+ * in file layout. Fails with PYE_E_MEMORY if either has not so much left. */
+PYE_API int32_t pye_start_on_gpu(pye_engine * engine, uint64_t vram_budget, uint64_t ram_budget);
+
+/* Change it, also while another thread decodes: it waits for the step in progress. All slots are made anew, empty. After
+ * PYE_E_MEMORY there are none, and computing fails until a call succeeds. */
+PYE_API int32_t pye_set_vram_budget(pye_engine * engine, uint64_t vram_budget);
+
+/* For benchmarks: no more than so many bytes per second from host memory to VRAM; 0: what the machine gives. */
+PYE_API int32_t pye_set_link_limit(pye_engine * engine, uint64_t bytes_per_s);
+
 /* The ggml_backend_buffer_type_t to name in llama_model_params.tensor_buft_overrides for `_exps\.weight$`. */
 PYE_API void * pye_buffer_type(pye_engine * engine);
 
-/* Change the budget, also while another thread decodes: it waits for the FFN in progress, evicts by priority, then age,
- * and gives the memory back to the system. */
+/* Change the budget of slots in RAM, also while another thread decodes: it waits for the FFN in progress, evicts by priority,
+ * then age, and gives the memory back to the system. */
 PYE_API int32_t pye_set_ram_budget(pye_engine * engine, uint64_t ram_budget);
 
 /* One float per expert, [n_layer][n_expert] row-major, n values. The victim is the lowest priority, ties by oldest use:

@@ -3,6 +3,7 @@
 #include "checksum.h"
 #include "engine.h"
 #include "error.h"
+#include "gpu_device.h"
 
 #include <algorithm>
 #include <cstring>
@@ -39,6 +40,16 @@ template <class F> int32_t guarded(F && body) {
         return failed(PYE_E_MEMORY, "out of memory");
     } catch (const std::exception & e) {
         return failed(PYE_E_STATE, std::string("internal error: ") + e.what());
+    }
+}
+
+enum class Tier { Ram, Vram };
+
+// Where the slots of this engine are.
+void expect_tier(const pye_engine * e, Tier tier) {
+    if ((e->engine->gpu() != nullptr) != (tier == Tier::Vram)) {
+        throw pye::Error(PYE_E_STATE, tier == Tier::Vram ? "no GPU was chosen: slots are in RAM"
+                                                         : "a GPU was chosen: slots are in VRAM");
     }
 }
 
@@ -89,13 +100,64 @@ int32_t pye_get_info(const pye_engine * e, pye_info * out) {
 }
 
 int32_t pye_start(pye_engine * e, uint64_t ram_budget) {
-    return guarded([&] { e->engine->start(ram_budget); });
+    return guarded([&] {
+        expect_tier(e, Tier::Ram);
+        e->engine->start(ram_budget, 0);
+    });
+}
+
+int32_t pye_get_device(uint32_t number, pye_device * out) {
+    return guarded([&] {
+        if (number >= ggml_backend_dev_count()) {
+            throw pye::Error(PYE_E_ARGUMENT, "there is no such device");
+        }
+        ggml_backend_dev_t dev  = ggml_backend_dev_get(number);
+        const auto         type = ggml_backend_dev_type(dev);
+        size_t             free = 0, total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        *out = {};
+        copy_text(ggml_backend_dev_name(dev), out->name, sizeof out->name);
+        copy_text(ggml_backend_dev_description(dev), out->description, sizeof out->description);
+        out->free_bytes  = free;
+        out->total_bytes = total;
+        out->unified     = type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+        out->gpu         = type == GGML_BACKEND_DEVICE_TYPE_GPU || out->unified;
+    });
+}
+
+int32_t pye_use_gpu(pye_engine * e, const char * name) {
+    return guarded([&] { e->engine->use_gpu(name); });
+}
+
+void * pye_gpu_device(pye_engine * e) {
+    return e->engine->gpu() == nullptr ? nullptr : pye::gpu_proxy(e->engine->gpu());
+}
+
+int32_t pye_start_on_gpu(pye_engine * e, uint64_t vram_budget, uint64_t ram_budget) {
+    return guarded([&] {
+        expect_tier(e, Tier::Vram);
+        e->engine->start(vram_budget, ram_budget);
+    });
+}
+
+int32_t pye_set_vram_budget(pye_engine * e, uint64_t vram_budget) {
+    return guarded([&] {
+        expect_tier(e, Tier::Vram);
+        e->engine->set_budget(vram_budget);
+    });
+}
+
+int32_t pye_set_link_limit(pye_engine * e, uint64_t bytes_per_s) {
+    return guarded([&] { e->engine->set_link_limit(bytes_per_s); });
 }
 
 void * pye_buffer_type(pye_engine * e) { return e->engine->buffer_type(); }
 
 int32_t pye_set_ram_budget(pye_engine * e, uint64_t ram_budget) {
-    return guarded([&] { e->engine->set_ram_budget(ram_budget); });
+    return guarded([&] {
+        expect_tier(e, Tier::Ram);
+        e->engine->set_budget(ram_budget);
+    });
 }
 
 int32_t pye_set_priorities(pye_engine * e, const float * priorities, size_t n) {

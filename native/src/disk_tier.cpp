@@ -19,6 +19,10 @@ Segment aligned_cover(const platform::File & file, const Segment & segment) {
     return {segment.file, first, round_up(segment.offset + segment.size, file.align) - first};
 }
 
+bool is_aligned(const platform::File & file, const void * address) {
+    return reinterpret_cast<uintptr_t>(address) % file.align == 0;
+}
+
 std::string read_failure(const platform::File & file, const Segment & segment, int64_t got) {
     const std::string where = file.path + " at byte " + std::to_string(segment.offset);
     if (got < 0) {
@@ -105,7 +109,7 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgenc
     load->left      = n;
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        if (inject_n_ > 0) {
+        if (inject_n_ > 0 && load->pieces[0].here == nullptr) {
             // Counted in demand loads, which come in the same order every time.
             load->poisoned      = inject_after_ == 0;
             uint64_t & to_count = inject_after_ > 0 ? inject_after_ : inject_n_;
@@ -293,11 +297,15 @@ void DiskTier::one(const Task & task, Buffer & buffer) {
 
 // Empty text if `*bytes` points at the segment's bytes, in their place or in the buffer.
 std::string DiskTier::fetch(const Read & read, Buffer & buffer, const uint8_t ** bytes) {
+    if (read.here != nullptr) {
+        *bytes = read.here;
+        return {};
+    }
     const Segment &        segment = read.segment;
     const platform::File & file    = files_[segment.file];
     const Segment          cover   = aligned_cover(file, segment);
     const uint64_t         skip    = segment.offset - cover.offset;
-    const bool             direct = read.into != nullptr && cover.size == segment.size && file.align <= platform::kPage;
+    const bool             direct  = read.into != nullptr && cover.size == segment.size && is_aligned(file, read.into);
     if (!direct && !buffer) {
         buffer.reset(platform::new_buffer(buffer_size_, buffer_align_));
         if (!buffer) {

@@ -30,11 +30,12 @@ struct Segment {
 
 // One read of a load.
 struct Read {
-    Segment   segment;
-    uint8_t * into     = nullptr; // where the bytes belong, page-aligned; nullptr: `Place` puts them there
-    bool      checked  = false;   // whether `checksum` must agree
-    uint64_t  checksum = 0;       // XXH3
-    uint32_t  place    = kIndex;  // what `Place` is told; kIndex: the number of this read in its load
+    Segment         segment;
+    uint8_t *       into     = nullptr; // where the bytes belong in memory; nullptr: `Place` puts them there
+    bool            checked  = false;   // whether `checksum` must agree
+    uint64_t        checksum = 0;       // XXH3
+    uint32_t        place    = kIndex;  // what `Place` is told; kIndex: the number of this read in its load
+    const uint8_t * here     = nullptr; // the bytes, if they are in memory already: nothing is read
 
     static constexpr uint32_t kIndex = UINT32_MAX;
 };

@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include "backend.h"
+#include "device_arena.h"
 #include "error.h"
 
 #include <algorithm>
@@ -52,22 +53,46 @@ void Engine::use_bundle(const std::string & path) {
     direct_ = direct_ && bundle_->file().direct;
 }
 
-void Engine::start(uint64_t budget) {
+void Engine::use_gpu(const char * name) {
     std::lock_guard<std::mutex> lock(mutex_);
     check_fresh();
-    slots_for(budget);
+    ggml_backend_dev_t gpu = ggml_backend_dev_by_name(name);
+    if (gpu == nullptr) {
+        throw Error(PYE_E_ARGUMENT, std::string("this llama.cpp has no device ") + name);
+    }
+    gpu_ = gpu;
+}
+
+void Engine::start(uint64_t budget, uint64_t ram_budget) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_fresh();
+    const auto n_slot = slots_for(budget);
+    if (gpu_ != nullptr && bundle_ && bundle_->repacked()) {
+        throw Error(PYE_E_STALE, "this bundle is for the CPU's kernels; a GPU needs one made with --raw, or none");
+    }
     std::vector<Class> classes; // kept only if all can be made, so that a start with another budget may follow
     for (const ShapeClass & c : index_.classes) {
         Class k;
-        k.arena = std::make_unique<SlotArena>(c, index_.layers[c.layers[0]], c.n_expert, index_.n_expert_used);
+        if (gpu_ == nullptr) {
+            auto arena = std::make_unique<SlotArena>(c, index_.layers[c.layers[0]], c.n_expert, index_.n_expert_used);
+            k.arena    = arena.get();
+            k.memory   = std::move(arena);
+        }
         k.store = std::make_unique<SlotStore>(c.n_expert);
         classes.push_back(std::move(k));
     }
+    std::unique_ptr<RamTier> ram;
+    if (gpu_ != nullptr) {
+        ram = std::make_unique<RamTier>(index_, gpu_, ram_slots_for(ram_budget));
+    }
     classes_ = std::move(classes);
-    apply_budget(budget);
+    apply_budget(n_slot);
+    ram_ = std::move(ram);
     try {
-        source_ = std::make_unique<ExpertSource>(index_, std::move(files_), std::move(bundle_),
-                                                 [this](uint32_t c) -> SlotArena & { return *classes_[c].arena; });
+        source_ = std::make_unique<ExpertSource>(
+            index_, std::move(files_), std::move(bundle_),
+            [this](uint32_t c) -> SlotMemory & { return *classes_[c].memory; }, ram_.get(),
+            gpu_ == nullptr ? nullptr : &link_);
     } catch (...) {
         closed_ = true; // the files are gone
         throw;
@@ -88,8 +113,10 @@ void Engine::close() {
         (void)source_.release();
         (void)prefetcher_.release();
         for (Class & c : classes_) {
-            (void)c.arena.release();
+            (void)c.memory.release();
         }
+        (void)ram_.release();
+        (void)new auto(std::move(streams_));
         closed_ = true;
         return;
     }
@@ -97,31 +124,56 @@ void Engine::close() {
     closed_ = true;
     source_.reset(); // first: its threads write into slots
     prefetcher_.reset();
+    wait_for_streams();
     classes_.clear();
+    ram_.reset();
+}
+
+// On a GPU one token's experts, on the CPU one expert; of each class.
+uint32_t Engine::least_slots(const ShapeClass & c) const {
+    return gpu_ == nullptr ? 1 : std::min(c.n_expert, std::max(1u, index_.n_expert_used));
 }
 
 uint64_t Engine::least_budget() const {
     uint64_t n = 0;
     for (const ShapeClass & c : index_.classes) {
-        n += c.stride;
+        n += least_slots(c) * c.stride;
     }
     return n;
 }
 
-// Every class gets one slot, and of the remaining budget its share by bytes; what rounding leaves goes to whoever fits.
 std::vector<uint32_t> Engine::slots_for(uint64_t budget) const {
-    const uint64_t least = least_budget(), total = index_.slot_bytes();
+    const uint64_t least = least_budget();
     if (budget < least) {
         throw Error(PYE_E_BUDGET, "an expert budget of " + std::to_string(budget) +
                                       " bytes is too small for this model: at least " + std::to_string(least) +
                                       " bytes are needed");
     }
-    uint64_t              left  = std::min(budget, total) - least;
-    const double          share = total == least ? 0.0 : static_cast<double>(left) / static_cast<double>(total - least);
     std::vector<uint32_t> n;
     for (const ShapeClass & c : index_.classes) {
-        const auto more = static_cast<uint32_t>(share * (c.n_expert - 1));
-        n.push_back(1 + more);
+        n.push_back(least_slots(c));
+    }
+    return shared_out(budget, std::move(n));
+}
+
+std::vector<uint32_t> Engine::ram_slots_for(uint64_t budget) const {
+    return shared_out(budget, std::vector<uint32_t>(index_.classes.size(), 0));
+}
+
+// Of what remains beyond the first `n` slots of each class, every class gets its share by bytes; what rounding leaves goes to
+// whoever fits.
+std::vector<uint32_t> Engine::shared_out(uint64_t budget, std::vector<uint32_t> n) const {
+    const uint64_t total = index_.slot_bytes();
+    uint64_t       first = 0;
+    for (size_t i = 0; i < n.size(); ++i) {
+        first += n[i] * index_.classes[i].stride;
+    }
+    uint64_t     left  = std::min(budget, total) - std::min(budget, first);
+    const double share = total == first ? 0.0 : static_cast<double>(left) / static_cast<double>(total - first);
+    for (size_t i = 0; i < n.size(); ++i) {
+        const ShapeClass & c    = index_.classes[i];
+        const auto         more = static_cast<uint32_t>(share * (c.n_expert - n[i]));
+        n[i] += more;
         left -= std::min(left, more * c.stride);
     }
     for (bool given = true; given;) {
@@ -137,21 +189,50 @@ std::vector<uint32_t> Engine::slots_for(uint64_t budget) const {
     return n;
 }
 
-void Engine::apply_budget(uint64_t budget) {
-    const auto n = slots_for(budget);
+void Engine::apply_budget(const std::vector<uint32_t> & n_slot) {
+    if (gpu_ != nullptr) {
+        take_vram(n_slot);
+        return;
+    }
     for (size_t i = 0; i < classes_.size(); ++i) {
-        for (uint32_t slot : classes_[i].store->resize(n[i])) {
-            classes_[i].arena->release(slot);
+        for (uint32_t slot : classes_[i].store->resize(n_slot[i])) {
+            classes_[i].memory->release(slot);
         }
     }
 }
 
-void Engine::set_ram_budget(uint64_t budget) {
+// A GPU's memory cannot be taken in part: all slots are made anew, empty. What was in them comes back over the link.
+void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
+    wait_for_streams();
+    ++generation_;
+    for (size_t c = 0; c < classes_.size(); ++c) {
+        if (classes_[c].memory == nullptr || classes_[c].store->n_slot() != n_slot[c]) {
+            classes_[c].store->resize(0);
+            classes_[c].memory.reset(); // first all of the old, then the new
+        }
+    }
+    for (size_t c = 0; c < classes_.size(); ++c) {
+        if (classes_[c].memory == nullptr) {
+            const ExpertLayer & shape = index_.layers[index_.classes[c].layers[0]];
+            classes_[c].memory        = std::make_unique<DeviceArena>(gpu_, shape, n_slot[c]);
+            classes_[c].store->resize(n_slot[c]);
+        }
+    }
+}
+
+void Engine::wait_for_streams() {
+    for (const auto & stream : streams_) {
+        ggml_backend_synchronize(stream.get());
+    }
+    streams_.clear();
+}
+
+void Engine::set_budget(uint64_t budget) {
     const auto lock = locked();
     check_usable();
-    slots_for(budget); // throws before anything is given up
+    const auto n_slot = slots_for(budget); // throws before anything is given up
     prefetcher_->drain();
-    apply_budget(budget);
+    apply_budget(n_slot);
 }
 
 void Engine::set_priorities(const float * values, size_t n) {
@@ -192,7 +273,9 @@ pye_info Engine::info() const {
     std::set<std::string> layouts;
     for (size_t c = 0; c < classes_.size(); ++c) {
         for (uint32_t p = 0; p < index_.layers[index_.classes[c].layers[0]].matrices.size(); ++p) {
-            layouts.insert(classes_[c].arena->layout(p));
+            if (classes_[c].memory != nullptr) {
+                layouts.insert(classes_[c].memory->layout(p));
+            }
         }
     }
     std::string kernels;
@@ -236,11 +319,21 @@ pye_stats Engine::stats() const {
         s.load_ns      = d.busy_ns.load(std::memory_order_relaxed);
         s.io_ns        = d.active_ns.load(std::memory_order_relaxed);
     }
-    for (const Class & c : classes_) {
-        s.resident += c.store->n_resident();
-        s.resident_bytes += c.store->n_resident() * c.arena->stride();
-        s.slots += c.store->n_slot();
-        s.budget_bytes += c.store->n_slot() * c.arena->stride();
+    for (size_t c = 0; c < classes_.size(); ++c) {
+        const SlotStore & store  = *classes_[c].store;
+        const uint64_t    stride = index_.classes[c].stride;
+        s.resident += store.n_resident();
+        s.resident_bytes += store.n_resident() * stride;
+        s.slots += store.n_slot();
+        s.budget_bytes += store.n_slot() * stride;
+    }
+    s.link_bytes = link_.bytes();
+    s.link_ns    = link_.busy_ns();
+    if (ram_) {
+        s.ram_hits         = link_.ram_hits();
+        s.ram_resident     = ram_->n_resident();
+        s.ram_slots        = ram_->n_slot();
+        s.ram_budget_bytes = ram_->bytes();
     }
     s.events_lost = events_.lost();
     return s;
@@ -358,6 +451,31 @@ void Engine::set_timeline(bool on) {
 size_t Engine::take_timeline(pye_span * out, size_t capacity) {
     const auto lock = locked();
     return timeline_.take(out, capacity);
+}
+
+void Engine::hear(uint32_t layer, std::vector<int32_t> * ids) {
+    replay_.apply(layer, ids);
+    const uint32_t n_expert = index_.layers[layer].n_expert;
+    for (int32_t id : *ids) {
+        if (id < 0 || static_cast<uint32_t>(id) >= n_expert) {
+            throw Error(PYE_E_FORMAT,
+                        "the router selected expert " + std::to_string(id) + " of " + std::to_string(n_expert));
+        }
+    }
+}
+
+void Engine::look_ahead(uint32_t layer, const std::vector<int32_t> & ids, const float * weights,
+                        const std::vector<const float *> & gate_inputs, int64_t n_tokens) {
+    if (n_tokens > 1) {
+        recording_.several();
+    } else if (recording_.on()) {
+        recording_.add(layer, ids.data(), weights, gate_inputs.empty() ? nullptr : gate_inputs[0]);
+    }
+    if (!replay_.active()) {
+        prefetcher_->predict(layer, gate_inputs);
+    } else if (n_tokens == 1) {
+        prefetcher_->predict_replayed(layer, replay_);
+    }
 }
 
 std::vector<uint8_t> Engine::tables(bool raw) const {

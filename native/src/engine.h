@@ -6,8 +6,10 @@
 #include "event_ring.h"
 #include "expert_index.h"
 #include "expert_source.h"
+#include "link.h"
 #include "prefetcher.h"
 #include "pyengine.h"
+#include "ram_tier.h"
 #include "recording.h"
 #include "replay.h"
 #include "slot_arena.h"
@@ -31,9 +33,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     ~Engine();
 
     void   use_bundle(const std::string & path); // before start()
-    void   start(uint64_t budget);
+    void   use_gpu(const char * name);           // likewise
+    void   start(uint64_t budget, uint64_t ram_budget);
     void   close(); // stops I/O; computing afterwards fails
-    void   set_ram_budget(uint64_t budget);
+    void   set_budget(uint64_t budget);
+    void   set_link_limit(uint64_t bytes_per_s) { link_.limit(bytes_per_s); }
     void   set_priorities(const float * values, size_t n);
     void   inject_read_errors(uint64_t after, uint64_t n);
     void   set_replay(const int32_t * ids, size_t n_step, size_t n_used);
@@ -66,24 +70,43 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void read_tensor(const ExpertMatrix & m, uint64_t from, uint64_t size, void * to) const;
 
     ggml_backend_buffer_type * buffer_type() { return &buft_; }
+    // Where the slots are and the experts compute; nullptr: in RAM, on the CPU.
+    ggml_backend_dev_t gpu() const { return gpu_; }
 
   private:
     friend class LayerStep;
     friend class ExpertFfn;
+    friend class GpuStream;
 
     struct Class {
-        std::unique_ptr<SlotArena> arena;
-        std::unique_ptr<SlotStore> store;
+        std::unique_ptr<SlotMemory> memory;
+        SlotArena *                 arena = nullptr; // the same, if it is in RAM
+        std::unique_ptr<SlotStore>  store;
     };
 
-    std::vector<uint32_t>        slots_for(uint64_t budget) const; // by class; throws Error(PYE_E_BUDGET)
-    void                         apply_budget(uint64_t budget);
+    // The router of a layer has chosen: [n_tokens][n_used] ids, exchanged in a replay. Throws Error if one is no expert.
+    void hear(uint32_t layer, std::vector<int32_t> * ids);
+    // From what it saw: what later layers may need, and a row of the trace. `weights` [n_used] and the gate inputs, one for
+    // each token, may be absent.
+    void look_ahead(uint32_t layer, const std::vector<int32_t> & ids, const float * weights,
+                    const std::vector<const float *> & gate_inputs, int64_t n_tokens);
+
+    // Slots by class; throws Error(PYE_E_BUDGET).
+    std::vector<uint32_t>        slots_for(uint64_t budget) const;
+    std::vector<uint32_t>        ram_slots_for(uint64_t budget) const;
+    std::vector<uint32_t>        shared_out(uint64_t budget, std::vector<uint32_t> n) const;
+    void                         apply_budget(const std::vector<uint32_t> & n_slot);
+    void                         take_vram(const std::vector<uint32_t> & n_slot); // throws Error(PYE_E_MEMORY)
+    void                         wait_for_streams();
+    uint32_t                     least_slots(const ShapeClass & c) const;
     uint64_t                     least_budget() const;
     std::unique_lock<std::mutex> locked() const;       // throws Error in a forked child
     void                         check_fresh() const;  // throws Error if it was started or closed
     void                         check_usable() const; // under the lock; throws Error if not started or closed
 
     ExpertIndex                 index_;
+    ggml_backend_dev_t          gpu_ = nullptr;
+    Link                        link_;
     std::vector<platform::File> files_;  // until start() gives them to the source
     std::unique_ptr<Bundle>     bundle_; // likewise
     bool                        direct_ = true;
@@ -91,15 +114,19 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
     mutable std::mutex            mutex_; // everything below; held for the whole of an expert FFN
     std::vector<Class>            classes_;
+    std::unique_ptr<RamTier>      ram_;
     std::unique_ptr<ExpertSource> source_;
-    std::unique_ptr<Prefetcher>   prefetcher_; // once started
-    EventRing                     events_;
-    Replay                        replay_;
-    Recording                     recording_;
-    Timeline                      timeline_;
-    pye_stats                     stats_  = {};
-    bool                          closed_ = false;
-    int64_t                       owner_  = 0; // process that opened us
+    uint64_t                      generation_ = 0; // changes whenever slots lie elsewhere
+    // GPU streams that may still be computing with our slots.
+    std::vector<std::shared_ptr<ggml_backend>> streams_;
+    std::unique_ptr<Prefetcher>                prefetcher_; // once started
+    EventRing                                  events_;
+    Replay                                     replay_;
+    Recording                                  recording_;
+    Timeline                                   timeline_;
+    pye_stats                                  stats_  = {};
+    bool                                       closed_ = false;
+    int64_t                                    owner_  = 0; // process that opened us
 
     std::array<std::unique_ptr<BundlePacker>, 2> packers_; // raw or not
 

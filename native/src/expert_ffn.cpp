@@ -131,13 +131,7 @@ void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) 
     const uint32_t n_expert = chain.layer().n_expert;
     layer_                  = chain.binding->layer;
     read_ids(chain.ids);
-    engine_->replay_.apply(chain.binding->layer, &ids_);
-    for (int32_t id : ids_) {
-        if (id < 0 || static_cast<uint32_t>(id) >= n_expert) {
-            throw Error(PYE_E_FORMAT,
-                        "the router selected expert " + std::to_string(id) + " of " + std::to_string(n_expert));
-        }
-    }
+    engine_->hear(chain.binding->layer, &ids_);
     groups_.assign(ids_, n_expert);
     wanted_.clear();
     for (uint32_t e = 0; e < n_expert; ++e) {
@@ -176,19 +170,8 @@ void ExpertFfn::look_ahead(const FfnChain & chain, const ggml_tensor * weights) 
         gate_inputs_.push_back(
             reinterpret_cast<const float *>(static_cast<const char *>(x->data) + static_cast<size_t>(t) * x->nb[2]));
     }
-    const bool alone = chain.n_tokens() == 1;
-    if (!alone) {
-        engine_->recording_.several();
-    } else if (engine_->recording_.on()) {
-        engine_->recording_.add(layer, ids_.data(),
-                                weights != nullptr ? static_cast<const float *>(weights->data) : nullptr,
-                                gate_inputs_[0]);
-    }
-    if (!engine_->replay_.active()) {
-        engine_->prefetcher_->predict(layer, gate_inputs_);
-    } else if (alone) {
-        engine_->prefetcher_->predict_replayed(layer, engine_->replay_);
-    }
+    engine_->look_ahead(layer, ids_, weights != nullptr ? static_cast<const float *>(weights->data) : nullptr,
+                        gate_inputs_, chain.n_tokens());
 }
 
 // Nothing is missing: the graph's own nodes run as they are, with slots in the place of the model's tensors.
@@ -224,7 +207,7 @@ bool ExpertFfn::run_resident(ggml_cgraph * graph, const FfnChain & chain, int en
     if (chain.gate != nullptr && arena.pairs_with_next(binding_of(chain.gate->src[0])->place)) {
         ggml_tensor * w    = arena.view_pair(ctx, binding_of(chain.gate->src[0])->place, lowest, n_slot);
         ggml_tensor * both = ggml_mul_mat_id(ctx, w, chain.gate->src[1], ids);
-        both->data         = Pieces(scratch_, ggml_nbytes(both)).take(ggml_nbytes(both));
+        both->data         = scratch_.room(ggml_nbytes(both));
         memcpy(both->op_params, chain.gate->op_params, sizeof both->op_params);
         both->flags |= GGML_TENSOR_FLAG_COMPUTE; // else the kernels skip it in silence
         ggml_graph_add_node(g, both);

@@ -48,7 +48,7 @@ class ExpertFfn {
 
     // Reused from call to call, so that a step allocates nothing.
     std::vector<char>                                  tensors_; // ggml structs
-    std::vector<char>                                  scratch_; // activations of a pass
+    HostPassMemory                                     scratch_; // activations of a pass
     std::vector<char>                                  inputs_;  // copies of the FFN's inputs
     std::vector<int32_t>                               ids_;     // [n_tokens][n_used], expert ids
     std::vector<int32_t>                               slots_;   // same shape, slot ids

@@ -22,9 +22,9 @@ uint32_t class_in(uint64_t tag) { return static_cast<uint32_t>(tag >> 32); }
 } // namespace
 
 ExpertSource::ExpertSource(const ExpertIndex & index, std::vector<platform::File> model_files,
-                           std::unique_ptr<Bundle> bundle, Arena arena)
+                           std::unique_ptr<Bundle> bundle, Slots slots, RamTier * ram, Link * link)
     : index_(index), bundle_(std::move(bundle)), bundle_file_(static_cast<uint32_t>(model_files.size())),
-      arena_(std::move(arena)) {
+      slots_(std::move(slots)), ram_(ram), link_(link) {
     for (const ExpertLayer & l : index_.layers) {
         sound_.emplace_back(l.n_expert, 0);
     }
@@ -43,16 +43,28 @@ void ExpertSource::load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Ur
     const ExpertLayer & l = index_.layers[layer];
     std::vector<Read>   pieces;
     Whole               whole;
+    uint8_t *           room = nullptr; // in RAM, on the way
+    if (ram_ != nullptr) {
+        if (const uint8_t * here = ram_->find(layer, expert)) {
+            for (const ExpertMatrix & m : l.matrices) {
+                pieces.push_back({m.of_expert(expert)});
+                pieces.back().here = here + m.in_slot;
+            }
+            link_->from_ram();
+            disk_->load_begin(tag_of(layer, slot), std::move(pieces), urgency, whole);
+            return;
+        }
+        room = ram_->claim(layer, expert);
+    }
     if (bundle_ && bundle_->has(layer, expert)) {
         Read record;
         record.segment  = {bundle_file_, bundle_->offset(layer, expert), index_.classes[l.shape_class].stride};
         record.checked  = sound_[layer][expert] == 0;
         record.checksum = bundle_->checksum(layer, expert);
         record.place    = kRecord;
-        if (bundle_->repacked()) {
-            record.into = arena_(l.shape_class).at(slot);
-        }
-        if (urgency == Urgency::Prefetch && record.into != nullptr && record.segment.size > kChunk) {
+        record.into     = room != nullptr ? room : bundle_->repacked() ? slots_(l.shape_class).at(slot) : nullptr;
+        if (urgency == Urgency::Prefetch && bundle_->repacked() && record.into != nullptr &&
+            record.segment.size > kChunk) {
             if (record.checked) {
                 whole = {record.into, record.segment.size, record.checksum, record.segment};
             }
@@ -71,7 +83,7 @@ void ExpertSource::load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Ur
         }
     } else {
         for (const ExpertMatrix & m : l.matrices) {
-            pieces.push_back({m.of_expert(expert)});
+            pieces.push_back({m.of_expert(expert), room == nullptr ? nullptr : room + m.in_slot});
         }
     }
     disk_->load_begin(tag_of(layer, slot), std::move(pieces), urgency, whole);
@@ -87,6 +99,21 @@ void  ExpertSource::promote(uint32_t layer, uint32_t slot) { disk_->promote(tag_
 void  ExpertSource::cancel(uint32_t layer, uint32_t slot) { disk_->cancel(tag_of(layer, slot)); }
 float ExpertSource::unread(uint32_t layer, uint32_t slot) { return disk_->unread(tag_of(layer, slot)); }
 
+void ExpertSource::landed(uint32_t layer, uint32_t expert, bool ok) {
+    if (ok) {
+        sound_[layer][expert] = 1;
+    }
+    if (ram_ != nullptr) {
+        ram_->landed(layer, expert, ok);
+    }
+}
+
+void ExpertSource::evicted(uint32_t layer, uint32_t expert) {
+    if (ram_ != nullptr) {
+        ram_->left_vram(layer, expert);
+    }
+}
+
 bool ExpertSource::load_again(uint32_t layer, uint32_t expert, uint32_t slot) {
     if (!bundle_ || !bundle_->has(layer, expert)) {
         return false;
@@ -98,12 +125,20 @@ bool ExpertSource::load_again(uint32_t layer, uint32_t expert, uint32_t slot) {
 
 void ExpertSource::place(uint64_t tag, uint32_t piece, const uint8_t * bytes) {
     const uint32_t shape_class = class_in(tag), slot = static_cast<uint32_t>(tag);
-    SlotArena &    arena = arena_(shape_class);
+    SlotMemory &   slots    = slots_(shape_class);
+    const auto &   matrices = index_.layers[index_.classes[shape_class].layers[0]].matrices;
+    const auto     write    = [&](const ExpertMatrix & m, const uint8_t * from) {
+        if (link_ != nullptr) {
+            link_->move(m.bytes, [&] { slots.write(slot, m.place, from); });
+        } else {
+            slots.write(slot, m.place, from);
+        }
+    };
     if (piece != kRecord) {
-        arena.write(slot, piece, bytes);
+        write(matrices[piece], bytes);
     } else if (!bundle_->repacked()) { // else it lies in the slot already
-        for (const ExpertMatrix & m : index_.layers[index_.classes[shape_class].layers[0]].matrices) {
-            arena.write(slot, m.place, bytes + m.in_slot);
+        for (const ExpertMatrix & m : matrices) {
+            write(m, bytes + m.in_slot);
         }
     }
 }

@@ -1,11 +1,13 @@
-// Where an expert's bytes come from: its record in the bundle, else its tensors in the model's file. Starts loads into slots;
-// does not know which slot is whose.
+// Where an expert's bytes come from: RAM, if the slots are a GPU's; its record in the bundle; else its tensors in the model's
+// file. Starts loads into slots; does not know which slot is whose.
 #pragma once
 
 #include "bundle.h"
 #include "disk_tier.h"
 #include "expert_index.h"
-#include "slot_arena.h"
+#include "link.h"
+#include "ram_tier.h"
+#include "slot_memory.h"
 
 #include <functional>
 #include <memory>
@@ -15,11 +17,11 @@ namespace pye {
 
 class ExpertSource {
   public:
-    using Arena = std::function<SlotArena &(uint32_t shape_class)>;
+    using Slots = std::function<SlotMemory &(uint32_t shape_class)>;
 
-    // Takes the files over. `bundle` may be nullptr.
+    // Takes the files over. `bundle` may be nullptr, and so may `ram`, which must outlive this, as `link` must.
     ExpertSource(const ExpertIndex & index, std::vector<platform::File> model_files, std::unique_ptr<Bundle> bundle,
-                 Arena arena);
+                 Slots slots, RamTier * ram, Link * link);
 
     // Whether demand loads go before prefetches, which are read in small pieces for their sake. Off in ablations.
     void set_preemption(bool on) { preempt_ = on; }
@@ -31,9 +33,11 @@ class ExpertSource {
     void  promote(uint32_t layer, uint32_t slot);
     void  cancel(uint32_t layer, uint32_t slot);
     float unread(uint32_t layer, uint32_t slot);
-    // A load of the expert has landed in good order: its record is sound, and later reads of it are not checked again, which
-    // would take a core from the kernels.
-    void sound(uint32_t layer, uint32_t expert) { sound_[layer][expert] = 1; }
+    // A load of the expert has landed. If in good order, its record is sound, and later reads of it are not checked again,
+    // which would take a core from the kernels.
+    void landed(uint32_t layer, uint32_t expert, bool ok);
+    // An expert has lost its slot to another.
+    void evicted(uint32_t layer, uint32_t expert);
     // After a load has failed: true if there was another source and the load has begun again.
     bool load_again(uint32_t layer, uint32_t expert, uint32_t slot);
 
@@ -47,7 +51,9 @@ class ExpertSource {
     const ExpertIndex &       index_;
     std::unique_ptr<Bundle>   bundle_; // its file is the disk tier's last
     uint32_t                  bundle_file_;
-    Arena                     arena_;
+    Slots                     slots_;
+    RamTier *                 ram_;
+    Link *                    link_;
     std::unique_ptr<DiskTier> disk_;
     bool                      preempt_ = true;
     // By layer and expert: its record has been read and found whole.

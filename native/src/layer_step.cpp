@@ -104,6 +104,7 @@ bool LayerStep::claim(uint32_t expert) {
     if (evicted != SlotStore::kNone) {
         ++engine_.stats_.evictions;
         const auto [owner, id] = engine_.index_.owner(layer_.shape_class, evicted);
+        engine_.source_->evicted(owner, id);
         event(owner, id, PYE_EVENT_EVICT, 0);
     }
     return true;
@@ -120,10 +121,11 @@ void LayerStep::take(const DiskTier::Landed & landed) {
     engine_.timeline_.add(PYE_SPAN_DEMAND, number_, expert, landed.begun, landed.ended,
                           static_cast<uint16_t>((landed.ok ? Timeline::None : Timeline::GivenUp) |
                                                 (adopted ? Timeline::Adopted : Timeline::None)));
+    engine_.source_->landed(number_, expert, landed.ok);
     if (landed.ok) {
         store_.landed(slot);
-        engine_.source_->sound(number_, expert);
         ready_.push_back(expert);
+        loaded_.push_back(expert);
     } else if (engine_.source_->load_again(number_, expert, slot)) {
         ++n_loading_;
         engine_.notice(landed.why + "; expert " + std::to_string(expert) + " of layer " + std::to_string(number_) +
@@ -131,6 +133,14 @@ void LayerStep::take(const DiskTier::Landed & landed) {
     } else {
         store_.failed(slot);
         failure_ = landed.why;
+    }
+}
+
+void LayerStep::pass_on() {
+    for (uint32_t e : loaded_) {
+        if (store_.ready(dense(e))) {
+            store_.pass_on(slot_of(e));
+        }
     }
 }
 

@@ -25,6 +25,8 @@ class LayerStep {
     LayerStep & operator=(const LayerStep &) = delete;
 
     bool all_resident() const { return waiting_.empty() && n_loading_ == 0; }
+    // All of its layer's experts are needed, or nearly: those that were loaded for this step need not stay.
+    void pass_on();
     // Whether experts of this step wait for slots that others of it hold.
     bool wants_slots() const { return !waiting_.empty(); }
 
@@ -53,6 +55,7 @@ class LayerStep {
     std::vector<uint32_t> out_;     // handed out
     std::vector<uint32_t> waiting_; // no slot yet, or that of a prefetch that was given up; most pairs last
     std::vector<uint32_t> adopted_; // prefetched, and waited for
+    std::vector<uint32_t> loaded_;
     uint32_t              n_loading_ = 0;
     std::string           failure_;
 };

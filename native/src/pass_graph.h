@@ -1,11 +1,13 @@
-// One pass of an expert FFN as a graph for the stock CPU kernels: the chain's nodes on compact rows, those of the
+// One pass of an expert FFN as a graph for the stock kernels: the chain's nodes on compact rows, those of the
 // (token, rank) pairs of some resident experts.
 #pragma once
 
 #include "ffn_graph.h"
 #include "layer_step.h"
+#include "pass_memory.h"
 #include "row_groups.h"
 #include "scratch.h"
+#include "slot_memory.h"
 
 #include <utility>
 #include <vector>
@@ -23,15 +25,17 @@ struct InputRows {
     const ggml_tensor * x;
     void *              data;
     size_t              stride; // bytes from row to row
+    // What the rows lie in; nullptr: ordinary memory.
+    ggml_backend_buffer_t buffer = nullptr;
 };
 
 class PassGraph {
   public:
     // Rows are in the order of `experts`, and of pairs within each. ByRow: experts in slot order. The two memories are
     // kept by the caller from pass to pass, and must outlive the graph.
-    PassGraph(const FfnChain & chain, const SlotArena & arena, const LayerStep & step, const RowGroups & groups,
-              const std::vector<uint32_t> & experts, Multiply how, std::vector<char> & tensors,
-              std::vector<char> & activations, ggml_cgraph * theirs, int end);
+    PassGraph(const FfnChain & chain, const SlotMemory & slots, const LayerStep & step, const RowGroups & groups,
+              const std::vector<uint32_t> & experts, Multiply how, std::vector<char> & tensors, PassMemory & memory,
+              ggml_cgraph * theirs, int end);
 
     PassGraph(const PassGraph &)             = delete;
     PassGraph & operator=(const PassGraph &) = delete;
@@ -54,12 +58,15 @@ class PassGraph {
     ggml_tensor * here(const ggml_tensor * t) const;
     ggml_tensor * ids(const int32_t * values);
     ggml_tensor * with_data(ggml_tensor * t, const void * data) const;
-    void          add(ggml_tensor * t);
-    ggml_tensor * multiply(const ggml_tensor * like, uint32_t place, bool pair, void * result);
-    ggml_tensor * same_operation(const ggml_tensor * t);
+    // `t` in the buffer of `other`, whose memory it shares.
+    static ggml_tensor * beside(ggml_tensor * t, const ggml_tensor * other);
+    void                 add(ggml_tensor * t);
+    ggml_tensor *        multiply(const ggml_tensor * like, uint32_t place, bool pair, void * result);
+    ggml_tensor *        same_operation(const ggml_tensor * t);
 
     const FfnChain &              chain_;
-    const SlotArena &             arena_;
+    const SlotMemory &            slots_;
+    PassMemory &                  memory_;
     const LayerStep &             step_;
     const RowGroups &             groups_;
     const std::vector<uint32_t> & experts_;
@@ -73,7 +80,7 @@ class PassGraph {
     ContextPtr    context_;
     ggml_cgraph * graph_;
     Pieces        pieces_;
-    // The pairs, in the notations that the operations want.
+    // The pairs, in the notations that the operations want. Where the kernels find them, which the processor may not.
     int64_t * flat_; // token * n_used + rank
     int32_t * flat32_, *token_, *expert_, *slot_;
 

@@ -116,12 +116,12 @@ bool Prefetcher::landed(const DiskTier::Landed & landed) {
         return false;
     }
     SlotStore & store = *stores_[shape_class];
+    source_.landed(load->layer, load->expert, landed.ok);
     timeline_.add(PYE_SPAN_PREFETCH, load->layer, load->expert, landed.begun, landed.ended,
                   landed.ok ? Timeline::None : Timeline::GivenUp);
     if (landed.ok) {
         store.landed(slot);
         store.unpin(slot);
-        source_.sound(load->layer, load->expert);
         unused_[shape_class][slot] = static_cast<uint8_t>(1 + load->kind);
     } else {
         store.failed(slot);
@@ -233,6 +233,11 @@ bool Prefetcher::adopt(uint32_t layer, uint32_t expert) {
     loads_.erase(load);
     ++stats_.prefetches_late;
     return true;
+}
+
+bool Prefetcher::listens(uint32_t layer) const {
+    return guessing_ &&
+           std::any_of(seers_.begin(), seers_.end(), [layer](const Seer & s) { return s.predictor.source == layer; });
 }
 
 void Prefetcher::predict(uint32_t layer, const std::vector<const float *> & inputs) {
@@ -403,6 +408,21 @@ void Prefetcher::expect(uint32_t layer, const std::vector<uint32_t> & experts, b
     }
 }
 
+void Prefetcher::stream(uint32_t layer) {
+    SlotStore &    store    = store_of(layer);
+    const uint32_t n_expert = index_.layers[layer].n_expert;
+    for (uint32_t e = 0; e < n_expert; ++e) {
+        if (store.slot_of(dense(layer, e)) != SlotStore::kNone) {
+            store.expect(dense(layer, e));
+        }
+    }
+    for (uint32_t e = 0; e < n_expert; ++e) {
+        if (store.slot_of(dense(layer, e)) == SlotStore::kNone && !begin(layer, e, Many)) {
+            return;
+        }
+    }
+}
+
 bool Prefetcher::begin(uint32_t layer, uint32_t expert, Kind kind) {
     SlotStore &    store   = store_of(layer);
     uint32_t       evicted = SlotStore::kNone;
@@ -415,6 +435,7 @@ bool Prefetcher::begin(uint32_t layer, uint32_t expert, Kind kind) {
         ++stats_.evictions;
         this->evicted(shape_class, slot);
         const auto [owner, id] = index_.owner(shape_class, evicted);
+        source_.evicted(owner, id);
         events_.push({static_cast<uint32_t>(stats_.steps_layers), static_cast<uint16_t>(owner),
                       static_cast<uint16_t>(id), PYE_EVENT_EVICT, 0});
     }

@@ -39,6 +39,8 @@ class Prefetcher {
     void set_predictors(std::vector<Predictor> predictors);
     void set_rules(const pye_prefetch_rules & rules);
     void set_guessing(bool on) { guessing_ = on; }
+    // Whether anybody guesses from the gate inputs of this layer.
+    bool listens(uint32_t layer) const;
 
     // Takes every load that has landed between two FFNs.
     void settle();
@@ -58,7 +60,9 @@ class Prefetcher {
     void predict_replayed(uint32_t layer, const Replay & replay);
     // Experts that somebody else expects, likeliest first: in the layer's next step; or with `keep` some time, and then only
     // as far as there are empty slots.
-    void                       expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep);
+    void expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep);
+    // All experts of this layer are needed next, or nearly: what is absent is loaded, what is here stays.
+    void                       stream(uint32_t layer);
     const pye_prefetch_rules & rules() const { return rules_; }
 
     // A demand load needs a slot of this class: gives one prefetch up. False if none is under way.

@@ -26,6 +26,7 @@ class Recording {
     }
 
     bool on() const { return on_; }
+    bool wants_inputs() const { return on_ && n_in_ > 0; }
 
     // One layer of one token. `weights` may be nullptr. Layers come in ascending order from the first; one that comes again
     // belongs to the same token (its matrices are computed apart) unless there is no other. When nobody takes them, later

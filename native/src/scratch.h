@@ -19,6 +19,8 @@ class Pieces {
         }
         at_ = reinterpret_cast<char *>(rounded(reinterpret_cast<uintptr_t>(buffer.data())));
     }
+    // Of memory that is large enough and aligned.
+    explicit Pieces(char * at) : at_(at) {}
     static size_t rounded(size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
     char *        take(size_t n) {
         char * p = at_;

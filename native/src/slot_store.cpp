@@ -62,12 +62,15 @@ uint32_t SlotStore::empty_slot(uint32_t expert) {
 
 // `expected`: whether expected experts may be victims too.
 uint32_t SlotStore::victim(bool expected) const {
-    uint32_t best          = kNone;
+    uint32_t best = kNone, passing = kNone;
     float    best_priority = 0.0f;
     for (uint32_t s = 0; s < slots_.size(); ++s) {
         const Slot & slot = slots_[s];
         if (slot.state != State::Ready || slot.pins != 0 || (!expected && expected_[slot.expert] != 0)) {
             continue;
+        }
+        if (slot.passing && (passing == kNone || slot.used > slots_[passing].used)) {
+            passing = s;
         }
         const float p = priority_[slot.expert];
         if (best == kNone || p < best_priority || (p == best_priority && slot.used < slots_[best].used)) {
@@ -75,7 +78,7 @@ uint32_t SlotStore::victim(bool expected) const {
             best_priority = p;
         }
     }
-    return best;
+    return passing != kNone ? passing : best;
 }
 
 uint32_t SlotStore::claim(uint32_t expert, uint32_t * evicted) {
@@ -123,10 +126,12 @@ uint32_t SlotStore::fill(uint32_t slot, uint32_t expert, uint32_t * evicted) {
         *evicted = slots_[slot].expert;
         vacate(slot);
     }
-    slots_[slot].state  = State::Loading;
-    slots_[slot].expert = expert;
-    slots_[slot].used   = ++clock_;
-    slot_of_[expert]    = slot;
+    slots_[slot].state   = State::Loading;
+    slots_[slot].expert  = expert;
+    slots_[slot].used    = ++clock_;
+    slots_[slot].filled  = clock_;
+    slots_[slot].passing = false;
+    slot_of_[expert]     = slot;
     return slot;
 }
 

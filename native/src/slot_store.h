@@ -28,6 +28,9 @@ class SlotStore {
     uint32_t slot_of(uint32_t expert) const { return slot_of_[expert]; }
     uint32_t expert_in(uint32_t slot) const { return slots_[slot].expert; }
     State    state(uint32_t slot) const { return slots_[slot].state; }
+    // When a slot was last given to an expert; times are comparable with now().
+    uint64_t filled(uint32_t slot) const { return slots_[slot].filled; }
+    uint64_t now() const { return clock_; }
     bool     ready(uint32_t expert) const {
         return slot_of_[expert] != kNone && slots_[slot_of_[expert]].state == State::Ready;
     }
@@ -45,7 +48,13 @@ class SlotStore {
 
     void pin(uint32_t slot) { ++slots_[slot].pins; }
     void unpin(uint32_t slot);
-    void touch(uint32_t slot) { slots_[slot].used = ++clock_; }
+    void touch(uint32_t slot) {
+        slots_[slot].used    = ++clock_;
+        slots_[slot].passing = false;
+    }
+    // The expert was needed once, as every expert of its layer was: until it is touched again it is the first victim, the
+    // latest of such before the others. Layers that are all needed in turn would push each other out for nothing.
+    void pass_on(uint32_t slot) { slots_[slot].passing = true; }
 
     // Likely to be used soon, so rather not a victim, until forgotten: experts [first, first + n).
     void expect(uint32_t expert) { expected_[expert] = 1; }
@@ -60,10 +69,12 @@ class SlotStore {
 
   private:
     struct Slot {
-        uint64_t used   = 0; // clock of the last use
-        uint32_t expert = kNone;
-        uint32_t pins   = 0;
-        State    state  = State::Retired;
+        uint64_t used    = 0; // clock of the last use
+        uint64_t filled  = 0;
+        uint32_t expert  = kNone;
+        uint32_t pins    = 0;
+        State    state   = State::Retired;
+        bool     passing = false;
     };
 
     uint32_t victim(bool expected) const;

@@ -65,6 +65,8 @@ class ModelOptions:
 
     model: Path | None
     ram_budget: str
+    gpu: str
+    vram_budget: str
     bundle: str
     bundle_cap: str
     policy: str
@@ -84,6 +86,8 @@ class ModelOptions:
         """Keyword arguments for pyengine.Llama."""
         given = {
             "ram_budget": budget(self.ram_budget),
+            "gpu": None if self.gpu == "auto" else self.gpu,
+            "vram_budget": None if self.vram_budget == "auto" else budget(self.vram_budget),
             "bundle": None if self.bundle in ("use", "auto") else self.bundle,
             "policy": None if self.policy == "auto" else self.policy,
             "look_ahead": None if self.look_ahead == "auto" else self.look_ahead,
@@ -171,7 +175,23 @@ _MODEL_OPTIONS = (
         show_default=True,
         env=True,
         metavar="SIZE",
-        help="Memory for experts: 50% of them, 2GiB, a number of bytes, or auto.",
+        help="Memory for experts: 50% of them, 2GiB, a number of bytes, or auto. With a GPU: of the RAM behind it.",
+    ),
+    _model_option(
+        "--gpu",
+        default="auto",
+        show_default=True,
+        env=True,
+        metavar="auto|off|NAME",
+        help="Where experts compute: auto takes a GPU that llama.cpp was built for, NAME one such as CUDA0.",
+    ),
+    _model_option(
+        "--vram-budget",
+        default="auto",
+        show_default=True,
+        env=True,
+        metavar="SIZE",
+        help="Memory of the GPU for experts, as --ram-budget.",
     ),
     _model_option(
         "--bundle",
@@ -254,7 +274,7 @@ _MODEL_OPTIONS = (
         type=click.IntRange(min=-1),
         env=True,
         metavar="N",
-        help="Layers to put on a GPU where llama.cpp has one; -1 for all.  [default: 0]",
+        help="Layers to put on a GPU where llama.cpp has one; -1 for all, 0 is --gpu off.  [default: all]",
     ),
     _model_option(
         "-fa",

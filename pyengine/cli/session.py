@@ -172,7 +172,10 @@ class Session:
     def _budget(self, argument: str) -> None:
         if not argument:
             raise ValueError("/budget needs a size: 50%, 2GiB, a number of bytes, or auto")
-        self._llm.set_ram_budget(budget(argument))
+        if self._llm.expert_stats().get("gpu") is None:
+            self._llm.set_ram_budget(budget(argument))
+        else:
+            self._llm.set_vram_budget(budget(argument))
         self._say(self._llm.engaged)
 
     def _system(self, argument: str) -> None:

@@ -3,9 +3,10 @@
     python ggml_headers.py OUT
 
 An installed llama-cpp-python has the public headers but not ggml-backend-impl.h, which every out-of-tree ggml back-end
-needs, nor xxhash.h, which llama.cpp carries along. So all headers come from the source package of the pinned version:
-pip fetches it (whatever index, proxy or certificate pip is set up for) and checks its hash. The headers are kept in the
-user's cache, so later builds need no network. The folder also gets ggml-version.txt, ggml's own version number.
+needs, ggml-impl.h (what a graph is made of), nor xxhash.h, which llama.cpp carries along. So all headers come from the
+source package of the pinned version: pip fetches it (whatever index, proxy or certificate pip is set up for) and checks
+its hash. The headers are kept in the user's cache, so later builds need no network. The folder also gets
+ggml-version.txt, ggml's own version number.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import pinned
 
 # Digest over names and contents of the extracted files, so that a cached copy is checked as the package was.
 # To change the pin: run this script, and take the new digest from its message.
-HEADERS_SHA256 = "c6706234f28f63499c53e3508837deeb99969b7dd64330789d9e54b255e55873"
+HEADERS_SHA256 = "9a4af5717b051f833647d1f3d9988fcf9ae52d82c395acecf1477ff5ef53458a"
 
 _SOURCE = r"[^/]+/vendor/llama\.cpp/"
 _HEADER = re.compile(
-    _SOURCE + r"(?:include|ggml/include|ggml/src(?=/ggml-backend-impl\.h$)|vendor/hash/xxhash)/([\w.-]+\.h)"
+    _SOURCE + r"(?:include|ggml/include|ggml/src(?=/ggml-(?:backend-)?impl\.h$)|vendor/hash/xxhash)/([\w.-]+\.h)"
 )
 _GGML_CMAKE = re.compile(_SOURCE + r"ggml/CMakeLists\.txt")
 

@@ -135,7 +135,7 @@ def test_a_model_without_experts_has_nothing_to_count_or_to_set(opened: Opened, 
     llm = opened(dense_model, n_ctx=64, ram_budget="1GiB")
     stats = llm.expert_stats()
     assert stats.pop("managed") is False
-    assert stats.pop("hit_rate") is stats.pop("bundle") is None
+    assert stats.pop("hit_rate") is stats.pop("bundle") is stats.pop("gpu") is None
     assert set(stats.values()) == {0}
     assert llm.engine is None
     llm.set_ram_budget("50%")

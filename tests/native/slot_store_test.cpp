@@ -459,3 +459,14 @@ TEST(a_prefetch_never_pushes_out_what_an_infinite_priority_keeps) {
     CHECK(store.claim_for_prefetch(2, true, &evicted) != kNone);
     CHECK_EQUAL(evicted, 1u);
 }
+
+TEST(the_latest_that_passes_on_is_the_first_victim) {
+    SlotStore store = full_store(8, 4);
+    for (uint32_t e : {1u, 2u, 3u}) {
+        store.pass_on(store.slot_of(e));
+    }
+    store.touch(store.slot_of(3)); // wanted again: it stays
+    CHECK_EQUAL(claim(store, 4).evicted, 2u);
+    CHECK_EQUAL(claim(store, 5).evicted, 1u);
+    CHECK_EQUAL(claim(store, 6).evicted, 0u); // now by age
+}

@@ -1,0 +1,110 @@
+#include "ram_tier.h"
+
+#include "error.h"
+#include "rounding.h"
+
+namespace pye {
+
+RamTier::RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::vector<uint32_t> & n_slot)
+    : index_(index) {
+    ggml_backend_buffer_type_t buft = ggml_backend_dev_host_buffer_type(gpu);
+    if (buft == nullptr) {
+        buft = ggml_backend_cpu_buffer_type();
+    }
+    for (size_t c = 0; c < n_slot.size(); ++c) {
+        classes_.push_back({SlotStore(index.classes[c].n_expert), nullptr, nullptr});
+        Class & k = classes_.back();
+        if (n_slot[c] == 0) {
+            continue;
+        }
+        // A page more, so that slots begin at pages.
+        const size_t size = index.classes[c].stride * n_slot[c] + platform::kPage;
+        k.buffer          = ggml_backend_buft_alloc_buffer(buft, size);
+        if (k.buffer == nullptr) {
+            throw Error(PYE_E_MEMORY, "cannot take " + std::to_string(size) + " bytes of RAM for experts");
+        }
+        k.base = reinterpret_cast<uint8_t *>(
+            round_up(reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(k.buffer)), platform::kPage));
+        k.store.resize(n_slot[c]);
+    }
+}
+
+RamTier::~RamTier() {
+    for (const Class & k : classes_) {
+        ggml_backend_buffer_free(k.buffer);
+    }
+}
+
+uint8_t * RamTier::at(uint32_t layer, uint32_t slot) {
+    return class_of(layer).base + slot * index_.classes[index_.layers[layer].shape_class].stride;
+}
+
+const uint8_t * RamTier::find(uint32_t layer, uint32_t expert) {
+    SlotStore & store = class_of(layer).store;
+    if (!store.ready(dense(layer, expert))) {
+        return nullptr;
+    }
+    const uint32_t slot = store.slot_of(dense(layer, expert));
+    store.touch(slot);
+    store.pin(slot);
+    return at(layer, slot);
+}
+
+uint8_t * RamTier::claim(uint32_t layer, uint32_t expert) {
+    SlotStore & store = class_of(layer).store;
+    if (store.n_slot() == 0 || store.slot_of(dense(layer, expert)) != SlotStore::kNone) {
+        return nullptr;
+    }
+    uint32_t       evicted = SlotStore::kNone;
+    const uint32_t slot    = store.claim(dense(layer, expert), &evicted);
+    return slot == SlotStore::kNone ? nullptr : at(layer, slot);
+}
+
+void RamTier::landed(uint32_t layer, uint32_t expert, bool ok) {
+    SlotStore &    store = class_of(layer).store;
+    const uint32_t e     = dense(layer, expert);
+    const uint32_t slot  = store.slot_of(e);
+    if (slot == SlotStore::kNone) {
+        return; // it was read past us
+    }
+    if (store.state(slot) == SlotStore::State::Loading) {
+        if (!ok) {
+            store.failed(slot);
+            return;
+        }
+        store.landed(slot);
+        store.touch(slot);
+    }
+    store.unpin(slot);
+    if (ok) {
+        store.forget_expected(e, 1);
+    }
+}
+
+void RamTier::left_vram(uint32_t layer, uint32_t expert) { class_of(layer).store.expect(dense(layer, expert)); }
+
+uint64_t RamTier::n_slot() const {
+    uint64_t n = 0;
+    for (const Class & k : classes_) {
+        n += k.store.n_slot();
+    }
+    return n;
+}
+
+uint64_t RamTier::n_resident() const {
+    uint64_t n = 0;
+    for (const Class & k : classes_) {
+        n += k.store.n_resident();
+    }
+    return n;
+}
+
+uint64_t RamTier::bytes() const {
+    uint64_t n = 0;
+    for (size_t c = 0; c < classes_.size(); ++c) {
+        n += classes_[c].store.n_slot() * index_.classes[c].stride;
+    }
+    return n;
+}
+
+} // namespace pye

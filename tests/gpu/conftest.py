@@ -1,0 +1,5 @@
+"""Models of the grid."""
+
+from models.fixtures import generated_model
+
+__all__ = ["generated_model"]

@@ -1,0 +1,92 @@
+"""pyengine.Llama with a GPU, which is a wrapped CPU device here: options, budgets, what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import pytest
+from models.fixtures import ModelFactory
+
+from pyengine import Llama, vram
+from pyengine.errors import BudgetError, UsageError
+from pyengine.native import Device, NativeEngine
+
+
+def _open(path: Any, **how: Any) -> contextlib.closing[Llama]:
+    how = {"gpu": "CPU", "vram_budget": "50%", "ram_budget": "100%", "n_ctx": 128} | how
+    return contextlib.closing(Llama(path, n_threads=2, n_threads_batch=2, **how))
+
+
+def test_it_says_what_is_where_and_counts(generated_model: ModelFactory, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pyengine")
+    path = generated_model("llama-q4_0").path
+    with _open(path) as llama:
+        llama.eval([5, 6, 7])
+        llama.eval([8])
+        stats = llama.expert_stats()
+        assert "in memory of CPU over" in llama.engaged and "in RAM over disk" in llama.engaged
+        assert any("in memory of CPU" in record.message for record in caplog.records)
+    assert stats["gpu"] == "CPU" and stats["slots"] == stats["experts"] // 2
+    assert stats["link_bytes"] > 0 and stats["syncs"] > 0 and stats["ram_slots"] == stats["experts"]
+
+
+def test_the_budget_can_be_changed_and_refused(generated_model: ModelFactory) -> None:
+    with _open(generated_model("llama-q4_0").path) as llama:
+        llama.eval([5, 6, 7])
+        llama.set_vram_budget("100%")
+        stats = llama.expert_stats()
+        assert stats["slots"] == stats["experts"]
+        llama.eval([8])
+        with pytest.raises(BudgetError, match="vram_budget"):
+            llama.set_vram_budget(1)
+        with pytest.raises(BudgetError, match="vram_budget"):
+            llama.set_vram_budget("much")
+        with pytest.raises(UsageError, match="set_vram_budget"):
+            llama.set_ram_budget("50%")
+        llama.eval([9])
+
+
+@pytest.mark.parametrize("how", [{"gpu": "off"}, {"gpu": "CPU", "n_gpu_layers": 0}, {"gpu": "auto"}])
+def test_without_a_gpu_experts_are_in_ram(generated_model: ModelFactory, how: dict[str, Any]) -> None:
+    """No build in these tests has a GPU, so "auto" finds none."""
+    with _open(generated_model("llama-q4_0").path, **how) as llama:
+        assert llama.expert_stats()["gpu"] is None
+        with pytest.raises(UsageError, match="no GPU"):
+            llama.set_vram_budget("50%")
+
+
+def test_an_unknown_gpu_is_an_error_that_names_the_known(generated_model: ModelFactory) -> None:
+    with pytest.raises(UsageError, match="it has CPU|which has CPU"):
+        Llama(generated_model("llama-q4_0").path, gpu="CUDA7")
+    with pytest.raises(BudgetError, match="vram_budget"):
+        Llama(generated_model("llama-q4_0").path, vram_budget="-3")
+
+
+def test_a_gpu_with_less_memory_than_it_said_gets_fewer_slots(
+    generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    most: list[int] = []
+
+    def set_vram_budget(self: NativeEngine, budget: int) -> None:
+        most.append(budget)
+        if len(most) < 3:
+            raise MemoryError("no")
+        real(self, budget)
+
+    real = NativeEngine.set_vram_budget
+    monkeypatch.setattr(NativeEngine, "set_vram_budget", set_vram_budget)
+    with _open(generated_model("llama-q4_0").path, vram_budget="100%") as llama:
+        llama.eval([5])
+        assert llama.expert_stats()["budget_bytes"] <= most[2] < most[1] < most[0]
+    assert sum("has no" in record.message for record in caplog.records) == 2
+
+
+def test_with_unified_memory_there_is_one_copy(generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("CPU", "a board", 8 << 30, 16 << 30, gpu=True, unified=True)
+    monkeypatch.setattr(vram, "devices", lambda: [device])
+    with _open(generated_model("llama-q4_0").path, gpu="auto", ram_budget="auto") as llama:
+        stats = llama.expert_stats()
+        assert stats["gpu"] == "CPU" and stats["ram_slots"] == 0
+        llama.eval([5])
