@@ -5,7 +5,8 @@
     memory     ─▶ solving ───┘        ▲
     steps of a running model ─▶ refine ┘
 
-Only measuring.py and watching.py touch models; costs, demand, inequalities, solving and refine are pure.
+Only measuring.py, spread_run.py, glimpse.py and watching.py touch models; costs, fitting, demand, inequalities, solving
+and refine are pure.
 """
 
 from pyengine.planner.batch_plan import plan_batch

@@ -18,6 +18,15 @@ Floats = npt.NDArray[np.float64]
 Points = tuple[tuple[int, float], ...]
 
 
+#: llama.cpp's attention looks at a multiple of so many KV cells, and its contexts have one.
+CELLS = 256
+
+
+def cells_looked_at(cells: float) -> int:
+    """By attention, if so many are in use."""
+    return max(1, math.ceil(cells / CELLS)) * CELLS
+
+
 @dataclass(frozen=True)
 class Costs:
     """Seconds unless the name says otherwise. A layer is one that has experts; a step is one computation of llama.cpp,
@@ -28,7 +37,7 @@ class Costs:
     router_token_s: float
     """of that, the router, per token"""
     cell_s: float
-    """attention, all layers: more per token of a step and KV cell in use"""
+    """attention, all layers: more per token of a step and KV cell that it looks at"""
     output_s: float
     """the model's head, per token beyond the first whose logits are wanted"""
     host_s: float
@@ -37,8 +46,12 @@ class Costs:
     """(rows, seconds of the kernels of one expert of one layer)"""
     pass_s: float
     """kernels of one layer, more for beginning at all"""
-    miss_s: float
-    """kernels, more per missing expert: a pass of its own, and processor time that reading it takes"""
+    miss: Points
+    """(rows, seconds that computing one expert takes longer if it was missing): a pass of its own, and processor time
+    and memory bandwidth that reading takes"""
+    rest: Points
+    """(rows, seconds from the last missing expert's arrival to the end of the layer): several are read at once and come
+    together"""
     transfer_s: float
     """from disk, per expert while several are under way"""
     latency_s: float
@@ -65,13 +78,29 @@ class Costs:
         """Of the kernels of one expert that works on so many rows; of none, 0."""
         return _along(self.expert, np.asarray(rows, np.float64))
 
+    def miss_s(self, rows: Floats | float) -> Floats:
+        """More of an expert with so many rows if it was missing."""
+        return _along(self.miss, np.asarray(rows, np.float64))
+
+    def rest_s(self, rows: Floats | float) -> Floats:
+        """From the last arrival to the end of the layer, if missing experts have so many rows."""
+        return _along(self.rest, np.asarray(rows, np.float64))
+
     def with_bandwidth(self, bytes_per_s: float) -> Costs:
         """On a disk that gives no more than that."""
         least = self.transfer_bytes / bytes_per_s if bytes_per_s > 0 else math.inf
         return replace(self, transfer_s=max(self.transfer_s, least))
 
-    def scaled(self, *, compute: float = 1.0, other: float = 1.0, transfer: float = 1.0, misses: float = 1.0) -> Costs:
-        """With kernels, all other computing, the disk and misses so many times slower, or more."""
+    def scaled(
+        self,
+        *,
+        compute: float = 1.0,
+        other: float = 1.0,
+        transfer: float = 1.0,
+        misses: float = 1.0,
+        rest: float = 1.0,
+    ) -> Costs:
+        """With kernels, all other computing, the disk, misses and the rest so many times slower, or more."""
         return replace(
             self,
             layer=tuple((n, s * other) for n, s in self.layer),
@@ -81,7 +110,8 @@ class Costs:
             host_s=self.host_s * other,
             expert=tuple((n, s * compute) for n, s in self.expert),
             pass_s=self.pass_s * compute,
-            miss_s=self.miss_s * compute,
+            miss=tuple((n, s * compute) for n, s in self.miss),
+            rest=tuple((n, s * compute * rest) for n, s in self.rest),
             transfer_s=self.transfer_s * transfer,
             latency_s=self.latency_s * transfer,
             miss_factor=self.miss_factor * misses,
@@ -97,16 +127,18 @@ class Costs:
             and self.transfer_bytes > 0
             and _ascending(self.layer)
             and _ascending(self.expert)
+            and _ascending(self.miss, least=0.0)
+            and _ascending(self.rest, least=0.0)
         )
 
 
-def _ascending(points: Points) -> bool:
+def _ascending(points: Points, least: float = 1e-15) -> bool:
     counts = [n for n, _ in points]
     return (
         bool(points)
         and all(type(n) is int and n > 0 for n in counts)
         and counts == sorted(set(counts))
-        and all(math.isfinite(s) and s > 0 for _, s in points)
+        and all(math.isfinite(s) and s >= least for _, s in points)
     )
 
 

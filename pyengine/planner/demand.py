@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 #: Steps that are looked at, and as many as the slots get beforehand to hold what they will hold.
 _STEPS, _WARM_UP = 16, 16
 #: Fewer of both if they would take too long: accesses of experts that are replayed for one answer, and the least steps.
-_ACCESSES, _LEAST = 8_000, 4
+_ACCESSES, _LEAST = 16_000, 4
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pyengine.planner.costs import Costs
+from pyengine.planner.costs import Costs, cells_looked_at
 from pyengine.planner.demand import StepDemand
 
 Floats = npt.NDArray[np.float64]
@@ -84,7 +84,8 @@ def step_time(costs: Costs, shape: StepShape, demand: StepDemand) -> StepTime:
     cycle = _cycle(costs, each_s, shape.slots)
     whole = np.minimum(1.0, cold)  # part of an expert is that probability of one
     first = _times(whole, costs.latency_s + costs.transfer_s)
-    last = first + whole * each_s + _times(np.maximum(0.0, cold - 1), cycle)
+    rest = np.minimum(np.maximum(each_s, costs.rest_s(_cold_rows(demand))), cold * each_s)
+    last = first + whole * rest + _times(np.maximum(0.0, cold - 1), cycle)
     ffn = np.maximum(np.maximum(kernels, first + cold * each_s), last)
     if shape.slots < 2:  # what computes is in the place of what comes: nothing overlaps
         ffn = hot_s + last
@@ -103,7 +104,7 @@ def step_time(costs: Costs, shape: StepShape, demand: StepDemand) -> StepTime:
 
 def layer_window(costs: Costs, shape: StepShape, n_layer: int) -> float:
     """Attention and router of one layer, seconds: A + G."""
-    return costs.layer_s(shape.tokens) + costs.cell_s * shape.tokens * shape.cells / n_layer
+    return costs.layer_s(shape.tokens) + costs.cell_s * shape.tokens * cells_looked_at(shape.cells) / n_layer
 
 
 def inequalities(costs: Costs, shape: StepShape, demand: StepDemand) -> list[Inequality]:
@@ -144,16 +145,21 @@ def _layers(costs: Costs, demand: StepDemand, window: float) -> tuple[Floats, Fl
     cold = missing - ahead
     cold = np.where(cold < _NONE, 0.0, cold)
     # Where the routing's misses are corrected, rows go with them.
-    n_cold = np.maximum(demand.cold, _NONE)
-    rows = demand.cold_rows / n_cold
+    rows = _cold_rows(demand)
     each_s = np.where(demand.cold > 0, costs.expert_s(np.maximum(rows, 0.0)), 0.0)
     spared = demand.cold - cold  # negative if more are missing than foretold
     n_hot = np.maximum(demand.hot, _NONE)
     hot_each = np.where(demand.hot > 0, costs.expert_s(demand.hot_rows / n_hot), 0.0)
     hot_s = np.maximum(0.0, demand.hot * hot_each + np.where(spared > 0, spared * each_s, spared * hot_each))
     hot = np.maximum(0.0, demand.hot + spared)
-    # Of the cold ones each is a pass of its own, which miss_s has.
-    return hot, cold, hot_s + np.minimum(1.0, hot) * costs.pass_s, each_s + np.where(cold > 0, costs.miss_s, 0.0)
+    # Of the cold ones each is a pass of its own, which their miss_s has.
+    more_s = np.where(cold > 0, costs.miss_s(rows), 0.0)
+    return hot, cold, hot_s + np.minimum(1.0, hot) * costs.pass_s, each_s + more_s
+
+
+def _cold_rows(demand: StepDemand) -> Floats:
+    """Of a missing expert, mean of each sample."""
+    return demand.cold_rows / np.maximum(demand.cold, _NONE)
 
 
 def _times(count: Floats | float, seconds: Floats | float) -> Floats:

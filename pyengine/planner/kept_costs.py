@@ -19,7 +19,7 @@ from pyengine.advice.profile import profile_file
 from pyengine.planner.costs import Costs
 from pyengine.whole_file import written_whole
 
-FORMAT, VERSION = "pyengine costs", 1
+FORMAT, VERSION = "pyengine costs", 2
 
 _FAULTS = (OSError, ValueError, KeyError, TypeError, RecursionError)
 _MOST_BYTES = 1 << 20
@@ -60,7 +60,7 @@ def load_costs(path: Path, key: dict[str, Any]) -> Kept | None:
         if (content["format"], content["version"], content["key"]) != (FORMAT, VERSION, json.loads(json.dumps(key))):
             return None
         given = dict(content["costs"])
-        for name in ("layer", "expert"):
+        for name in ("layer", "expert", "miss", "rest"):
             given[name] = tuple((n, float(s)) for n, s in given[name])
         costs = _of(Costs, given)
         run = None if content["run"] is None else _of(LastRun, content["run"])

@@ -1,7 +1,9 @@
 """Costs corrected by what the steps of a running model take: running medians of actual over foretold. Pure.
 
 Four things are told apart, because the engine counts them apart: its kernels, what is missing, reading, and all else.
-Each is corrected by one factor; what was measured about how they grow with the number of tokens stays.
+Each is corrected by one factor; what was measured about how they grow with the number of tokens stays. What the engine
+waited follows from them, but for how evenly experts come: that is the fifth, the rest after the last one, such that
+the inequalities give as much waiting as there was.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from pyengine.planner.inequalities import StepShape, step_time
 _STEPS, _LEAST = 64, 5
 #: A factor beyond these is no correction but a mistake: a suspended machine, a clock that was set.
 _SMALLEST, _LARGEST = 0.05, 20.0
+#: Waiting that is foretold this well, as a share of a step, needs no correction; halvings that find one.
+_NEAR, _HALVINGS = 0.01, 12
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Refiner:
         self._ratios: dict[str, deque[float]] = {
             name: deque(maxlen=_STEPS) for name in ("compute", "other", "transfer", "misses")
         }
+        self._waits: deque[tuple[StepRecord, StepDemand]] = deque(maxlen=_STEPS)
         self._walls: dict[tuple[int, int], deque[float]] = {}
         self.n_steps = 0
 
@@ -72,7 +77,9 @@ class Refiner:
         walls.append(record.wall_s)
         demand = self.demand_of(record)
         shape = self.shape_of(record)
-        plain = step_time(self._as_counted, shape, _as_missed(demand, record))
+        missed = _as_missed(demand, record)
+        self._waits.append((record, missed))
+        plain = step_time(self._as_counted, shape, missed)
         self._note("compute", record.compute_s, plain.experts)
         self._note("other", record.wall_s - record.compute_s - record.stall_s, plain.attention)
         missing = demand.missing * demand.n_layer * self._measured.miss_factor
@@ -87,8 +94,27 @@ class Refiner:
 
     @property
     def factors(self) -> dict[str, float]:
-        """Actual over measured: "compute", "other", "transfer", "misses"; 1 where too little was seen."""
-        return {name: statistics.median(seen) if len(seen) >= _LEAST else 1.0 for name, seen in self._ratios.items()}
+        """Actual over measured: "compute", "other", "transfer", "misses", "rest"; 1 where too little was seen."""
+        found = {name: statistics.median(seen) if len(seen) >= _LEAST else 1.0 for name, seen in self._ratios.items()}
+        return found | {"rest": self._rest(self._as_counted.scaled(**(found | {"misses": 1.0})))}
+
+    def _rest(self, corrected: Costs) -> float:
+        """By what the rest after the last arrival is to be multiplied, with all else corrected."""
+
+        def too_long(factor: float) -> float:
+            costs = corrected.scaled(rest=factor)
+            steps = ((record, step_time(costs, self.shape_of(record), missed)) for record, missed in self._waits)
+            return statistics.median((step.waiting - record.stall_s) / record.wall_s for record, step in steps)
+
+        if len(self._waits) < _LEAST or abs(too_long(1.0)) <= _NEAR:
+            return 1.0
+        low, high = (0.0, 1.0) if too_long(1.0) > 0 else (1.0, _LARGEST)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if too_long(middle) > 0 else (middle, high)
+        # Of factors that change nothing any more, the one that is nearest to what was measured.
+        found = (low + high) / 2
+        return found if abs(too_long(1.0)) > abs(too_long(found)) + _NEAR else 1.0
 
     @property
     def costs(self) -> Costs:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pyengine.errors import PyengineError
-from pyengine.planner.costs import Costs
+from pyengine.planner.costs import CELLS, Costs
 from pyengine.planner.demand import Demand
 from pyengine.planner.inequalities import Inequality, StepShape, StepTime, inequalities, step_time
 from pyengine.planning.shape import ModelShape
@@ -26,11 +26,9 @@ CHUNKS = (32, 64, 128, 256, MICRO_BATCH)
 #: Most texts at once that are tried.
 MOST_SEQUENCES = 64
 #: Of the best throughput, what is near enough: fewer texts at once answer sooner.
-_NEAR = 0.95
+_NEAR = 0.98
 #: The same of chunks of prompts, whose effect is added to that.
 _NEAR_CHUNK = 0.98
-#: llama.cpp makes contexts of a multiple of this, tokens.
-_CELLS = 256
 
 
 class DoesNotFitError(PyengineError):
@@ -186,7 +184,7 @@ def candidate(
     costs: Costs, demand: Demand, shape: ModelShape, memory: Memory, work: Work, n: int, chunk: int
 ) -> Candidate | None:
     """What n texts at once give; None if they do not fit."""
-    kv_tokens = -(-n * work.tokens // _CELLS) * _CELLS
+    kv_tokens = -(-n * work.tokens // CELLS) * CELLS
     budget = memory.budget(shape, kv_tokens)
     if not budget:
         return None

@@ -18,7 +18,7 @@ from pyengine.cli import main
 from pyengine.planner import Costs, DoesNotFitError, plan_batch
 from pyengine.planner import measuring as planner_measuring
 from pyengine.planner.batch_plan import Refining, known_costs, last_run, save_measured
-from pyengine.planner.measuring import estimated_costs, expert_points, pass_seconds
+from pyengine.planner.measuring import estimated_costs
 from pyengine.planning import probe
 from pyengine.planning.measured import Measured
 from pyengine.planning.shape import ModelShape, read_shape
@@ -110,15 +110,6 @@ def test_an_estimate_from_what_plan_measures_is_sound(shape: ModelShape) -> None
     one_token = 30 * (found.layer_s(1) + 8 * float(found.expert_s(1)))
     assert one_token == pytest.approx(MEASURED.token_s)
     assert found.transfer_s == pytest.approx(MEASURED.load_s)
-
-
-def test_kernels_of_one_expert_from_steps_whose_last_layer_has_one_token() -> None:
-    # 3 layers, 2 experts each: 4 ms to begin, 1 ms for a row, 0.5 for each further one.
-    kernels = {1: 3 * 6e-3, 5: 2 * (4e-3 + 2 * 3e-3) + 6e-3}
-    pass_s = pass_seconds(kernels[1], 2 * (4e-3 + 4 * 1e-3) + 6e-3, 3)
-    assert pass_s == pytest.approx(4e-3)
-    assert expert_points(kernels, 3, 2, pass_s) == ((1, pytest.approx(1e-3)), (5, pytest.approx(3e-3)))
-    assert pass_seconds(kernels[1], 0.0, 3) == 0 and pass_seconds(1.0, 1.01, 3) == pytest.approx(0.3)
 
 
 def test_less_memory_takes_fewer_texts_or_slots(shape: ModelShape) -> None:

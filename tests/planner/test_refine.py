@@ -129,3 +129,20 @@ def test_a_corrected_plan_chooses_as_if_the_truth_had_been_measured(demand: Dema
     assert as_chosen.tokens_per_s >= 0.9 * right.best.tokens_per_s
     assert corrected.best.tokens_per_s == pytest.approx(right.best.tokens_per_s, rel=0.12)
     assert wrong.best.tokens_per_s > 1.3 * right.best.tokens_per_s
+
+
+def test_waiting_that_the_rest_does_not_explain_is_learned(demand: Demand) -> None:
+    # As measured, experts come together and 5 ms of kernels are left; in fact they come evenly. And the other way.
+    lumps = costs(rest=((1, 0.005), (64, 0.005)))
+    sparse = costs()
+    for measured, truth in ((lumps, sparse), (sparse.scaled(), lumps)):
+        refiner = refined(measured, truth, demand)
+        found, right, before = (
+            step_time(given, StepShape(8, 8, 400.0, 16), demand.of(8, 0, SLOTS)).total
+            for given in (refiner.costs, truth, measured)
+        )
+        if measured is lumps:
+            assert found == pytest.approx(right, rel=0.05) and before > 1.1 * right
+            assert refiner.factors["rest"] < 0.5
+        else:
+            assert refiner.factors["rest"] == 1.0, "nothing that was measured can be made longer"
