@@ -58,7 +58,7 @@ def test_without_a_gpu_experts_are_in_ram(generated_model: ModelFactory, how: di
 
 
 def test_an_unknown_gpu_is_an_error_that_names_the_known(generated_model: ModelFactory) -> None:
-    with pytest.raises(UsageError, match="it has CPU|which has CPU"):
+    with pytest.raises(UsageError, match="which has CPU"):
         Llama(generated_model("llama-q4_0").path, gpu="CUDA7")
     with pytest.raises(BudgetError, match="vram_budget"):
         Llama(generated_model("llama-q4_0").path, vram_budget="-3")
