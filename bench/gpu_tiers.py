@@ -26,15 +26,17 @@ COLUMNS = (
     *("decode_tok_per_s", "decode_p50_ms", "decode_p95_ms", "hit_rate", "misses_per_token", "prefetch_hits_per_token"),
     *("syncs_per_token", "ahead_per_token", "again_per_token", "link_mb_per_token", "link_gb_per_s"),
     *("disk_reads_per_token", "predict_ms_per_token", "stall_ms_per_token", "slots", "ram_slots", "policy"),
-    *("identical", "nmse"),
+    *("identical", "nmse", "prompt_nmse"),
 )
 
 
-def compare(reference: Path, other: Path) -> tuple[bool, float]:
-    """Whether two files of logits [token, vocabulary] are the same, and their largest NMSE."""
+def compare(reference: Path, other: Path) -> dict[str, Any]:
+    """Of two files of logits [token, vocabulary]: whether those of tokens computed one by one are the same, their
+    largest NMSE, and that of the prompt, which is last."""
     a, b = np.load(reference), np.load(other)
     error = ((a - b) ** 2).sum(axis=1) / (a**2).sum(axis=1)
-    return bool(np.array_equal(a, b)), float(error.max())
+    same = bool(np.array_equal(a[:-1], b[:-1]))
+    return {"identical": same, "nmse": float(error[:-1].max()), "prompt_nmse": float(error[-1])}
 
 
 def main() -> None:
@@ -75,7 +77,7 @@ def main() -> None:
                     continue
                 if reference is None:
                     reference = logits
-                result["identical"], result["nmse"] = compare(reference, logits)
+                result |= compare(reference, logits)
                 result |= {"model": given.model.name, "round": number, "link": given.link, "recall": given.recall}
                 result |= {"ram": given.ram, "distance": given.distance}
                 lines.append(result)
@@ -113,7 +115,8 @@ def say(r: dict[str, Any]) -> None:
     same = "identical" if r["identical"] else f"NMSE {r['nmse']:.1e}"
     print(
         f"{r['model']} {r['row']} round {r['round']}: decode {r['decode_tok_per_s']:.1f} tok/s (p50 "
-        f"{r['decode_p50_ms']:.2f} ms), prefill {r['prefill_tok_per_s']:.0f}, load {r['load_s']:.1f} s, {same}{more}",
+        f"{r['decode_p50_ms']:.2f} ms), prefill {r['prefill_tok_per_s']:.0f}, load {r['load_s']:.1f} s, {same}, "
+        f"prompt {r['prompt_nmse']:.1e}{more}",
         flush=True,
     )
 

@@ -19,6 +19,8 @@ import numpy as np
 
 #: Tokens whose logits are compared, computed one by one from an empty context.
 EXACT_TOKENS = 12
+#: Then so many at once, of which the last one's are.
+EXACT_PROMPT = 200
 
 
 class _Override(ctypes.Structure):
@@ -112,6 +114,9 @@ def main() -> None:
     for token in run.tokens(EXACT_TOKENS):
         run.compute([token])
         logits.append(run.logits())
+    run.forget()
+    run.compute(run.tokens(EXACT_PROMPT))
+    logits.append(run.logits())
     np.save(task["logits"], np.array(logits))
     run.forget()
     # Every expert has been through RAM once before anything is timed.

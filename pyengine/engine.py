@@ -28,6 +28,9 @@ from pyengine.traces.routing_log import RoutingLog
 
 _log = logging.getLogger("pyengine")
 
+#: On a GPU a token takes a few milliseconds, and advice for each nearly half of one; seconds.
+_PAUSE_ON_GPU = 0.02
+
 _PREFETCH_COUNTERS = (
     *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted", "prefetches_failed"),
     *("guesses", "guesses_right"),
@@ -93,7 +96,7 @@ class ExpertEngine:
                     else resolve(ram_budget, slot_bytes=info.slot_bytes, least=info.least_budget)
                 )
             self._info = self._native.info
-            self.routing_log = RoutingLog(self._native)
+            self.routing_log = RoutingLog(self._native, 0.0 if gpu is None else _PAUSE_ON_GPU)
         except BaseException:
             self._native.close()
             raise
@@ -142,7 +145,7 @@ class ExpertEngine:
             self._first_layer = FirstLayer(self._native, self._info, self.routing_log, known)
             if self._auto is not None:
                 self._auto.first_layer = self._first_layer
-        if self._look_ahead == "auto":
+        if self._look_ahead == "auto" and self._gpu is None:  # it goes by the time of single tokens
             LookAheadTrial(self._native, self.routing_log)
 
     def foresee(self, tokens: Sequence[int]) -> None:

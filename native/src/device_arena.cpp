@@ -13,10 +13,16 @@ constexpr size_t kSlack = 4096; // some kernels read past the last row
 
 } // namespace
 
-DeviceArena::DeviceArena(ggml_backend_dev_t gpu, const ExpertLayer & layer, uint32_t n_slot) : n_slot_(n_slot) {
+DeviceArena::DeviceArena(ggml_backend_dev_t gpu, const ExpertLayer & layer, uint32_t n_slot, uint32_t n_expert_used)
+    : n_slot_(n_slot) {
     ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(gpu);
     std::vector<char>          memory;
     for (const ExpertMatrix & m : layer.matrices) {
+        if (!multiplies_from(gpu, buft, m.type, m.ne0, m.ne1, layer.n_expert, n_expert_used)) {
+            free();
+            throw Error(PYE_E_UNSUPPORTED, std::string(ggml_backend_dev_name(gpu)) +
+                                               " has no kernels for experts of type " + ggml_type_name(m.type));
+        }
         const ContextPtr ctx    = context_in(memory, 1);
         ggml_tensor *    pool   = ggml_new_tensor_3d(ctx.get(), m.type, m.ne0, m.ne1, n_slot);
         const size_t     size   = ggml_backend_buft_get_alloc_size(buft, pool) + kSlack;

@@ -14,8 +14,8 @@ namespace pye {
 
 class DeviceArena : public SlotMemory {
   public:
-    // Takes the memory at once, zeroed. Throws Error(PYE_E_MEMORY).
-    DeviceArena(ggml_backend_dev_t gpu, const ExpertLayer & layer, uint32_t n_slot);
+    // Takes the memory at once, zeroed. Throws Error(PYE_E_MEMORY), or PYE_E_UNSUPPORTED if the GPU's kernels lack a type.
+    DeviceArena(ggml_backend_dev_t gpu, const ExpertLayer & layer, uint32_t n_slot, uint32_t n_expert_used);
     ~DeviceArena() override;
 
     void      write(uint32_t slot, uint32_t place, const uint8_t * bytes) override;

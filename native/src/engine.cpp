@@ -214,7 +214,7 @@ void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
     for (size_t c = 0; c < classes_.size(); ++c) {
         if (classes_[c].memory == nullptr) {
             const ExpertLayer & shape = index_.layers[index_.classes[c].layers[0]];
-            classes_[c].memory        = std::make_unique<DeviceArena>(gpu_, shape, n_slot[c]);
+            classes_[c].memory        = std::make_unique<DeviceArena>(gpu_, shape, n_slot[c], index_.n_expert_used);
             classes_[c].store->resize(n_slot[c]);
         }
     }

@@ -94,6 +94,9 @@ ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
         engine          = chains_[0].binding->engine;
         const auto lock = engine->locked();
         engine->check_usable();
+        if (engine->gpu() != nullptr) {
+            throw Error(PYE_E_UNSUPPORTED, "llama.cpp wants experts computed on the CPU whose slots are on a GPU");
+        }
         engine_ = engine;
         run_nodes(graph, 0, chains_[0].begin);
         for (size_t i = 0; i < chains_.size(); ++i) {

@@ -112,14 +112,9 @@ bool multiplies_from_slots(ggml_backend_dev_t gpu, const ggml_tensor * op) {
     if (binding_of(op->src[0])->engine->gpu() != gpu) {
         return false;
     }
-    ggml_tensor weight = *op->src[0], same = *op;
-    weight.buffer  = nullptr; // as before it is allocated
-    weight.extra   = nullptr;
-    same.src[0]    = &weight;
-    weight.buffer  = ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(gpu), 0);
-    const bool yes = ggml_backend_dev_supports_op(gpu, &same);
-    ggml_backend_buffer_free(weight.buffer);
-    return yes;
+    const ggml_tensor * w = op->src[0];
+    return multiplies_from(gpu, ggml_backend_dev_buffer_type(gpu), w->type, w->ne[0], w->ne[1],
+                           static_cast<uint32_t>(w->ne[2]), static_cast<uint32_t>(op->src[2]->ne[0]));
 }
 
 bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {

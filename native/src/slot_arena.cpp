@@ -2,6 +2,7 @@
 
 #include "checksum.h"
 #include "error.h"
+#include "scratch.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
@@ -15,34 +16,10 @@ namespace {
 
 constexpr size_t kSlack = 512; // some kernels read a little past the last row
 
-struct ContextFree {
-    void operator()(ggml_context * c) const { ggml_free(c); }
-};
-using ContextPtr = std::unique_ptr<ggml_context, ContextFree>;
-
-ContextPtr scratch_context(size_t n_tensor) {
-    return ContextPtr(ggml_init({n_tensor * ggml_tensor_overhead(), nullptr, /*no_alloc=*/true}));
-}
-
 ggml_backend_buffer_type_t * extra_buffer_types(ggml_backend_dev_t cpu) {
     auto get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts"));
     return get == nullptr ? nullptr : get(cpu);
-}
-
-// The question llama.cpp's loader asks before it puts a weight into a buffer type.
-bool cpu_multiplies_from(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0,
-                         int64_t ne1, uint32_t n_expert, uint32_t n_expert_used) {
-    constexpr int64_t kTokens = 512;
-    const auto        ctx     = scratch_context(8);
-    ggml_tensor *     w       = ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, n_expert);
-    ggml_tensor *     x       = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, ne0, n_expert_used, kTokens);
-    ggml_tensor *     ids     = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, n_expert_used, kTokens);
-    ggml_tensor *     op      = ggml_mul_mat_id(ctx.get(), w, x, ids);
-    w->buffer                 = ggml_backend_buft_alloc_buffer(buft, 0);
-    const bool yes            = w->buffer != nullptr && ggml_backend_dev_supports_op(cpu, op);
-    ggml_backend_buffer_free(w->buffer);
-    return yes;
 }
 
 } // namespace
@@ -75,12 +52,13 @@ void SlotArena::choose_layout(Matrix & m, uint32_t n_expert, uint32_t n_expert_u
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     for (auto * buft = extra_buffer_types(cpu); buft != nullptr && *buft != nullptr; ++buft) {
         if (strcmp(ggml_backend_buft_name(*buft), "CPU_REPACK") != 0 ||
-            !cpu_multiplies_from(cpu, *buft, m.type, m.ne0, m.ne1, n_expert, n_expert_used)) {
+            !multiplies_from(cpu, *buft, m.type, m.ne0, m.ne1, n_expert, n_expert_used)) {
             continue;
         }
         // A small buffer of that type lends its functions; ours has the same functions over our own memory.
         ggml_backend_buffer_t donor = ggml_backend_buft_alloc_buffer(*buft, platform::kPage);
-        const auto            ctx   = scratch_context(1);
+        std::vector<char>     memory;
+        const ContextPtr      ctx   = context_in(memory, 1);
         ggml_tensor *         t     = ggml_new_tensor_3d(ctx.get(), m.type, m.ne0, m.ne1, n_expert);
         if (donor == nullptr) {
             throw Error(PYE_E_MEMORY, "cannot allocate a page for the repacked layout");

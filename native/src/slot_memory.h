@@ -2,12 +2,17 @@
 // bytes go where in a slot; does not know which expert a slot holds.
 #pragma once
 
+#include "ggml-backend.h"
 #include "ggml.h"
 
 #include <cstdint>
 #include <string>
 
 namespace pye {
+
+// The question llama.cpp's loader asks before it puts a weight into a buffer type: whether the device multiplies by it there.
+bool multiplies_from(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0,
+                     int64_t ne1, uint32_t n_expert, uint32_t n_expert_used);
 
 class SlotMemory {
   public:

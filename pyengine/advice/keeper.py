@@ -48,6 +48,7 @@ class Keeper:
         instead_of_lru: str | None = None,
     ) -> None:
         self._native = native
+        self._log = log
         self.learned = learned
         self._instead_of_lru = instead_of_lru
         self._info = info
@@ -60,7 +61,8 @@ class Keeper:
         # An engine that does not see weights records zeros.
         weights = token.weights.astype(np.float32) if token.weights.any() else None
         self._policy.observe(token.ids, weights)
-        self._advise()
+        if not self._log.more:
+            self._advise()
 
     def prompt(self, prompt: Prompt) -> None:
         pairs = np.zeros(self._shape, np.int64)

@@ -17,6 +17,9 @@ _ACCESSES = 2
 #: Tokens taken from the engine's recording at once; it keeps no more rows than that of the largest models.
 _TOKENS = 64
 
+#: Computations after which a pause ends: the engine's memory of them is not endless.
+_MOST_PENDING = 32
+
 
 class Token(NamedTuple):
     """A token computed alone."""
@@ -58,11 +61,22 @@ class Listener(Protocol):
 class RoutingLog:
     """Takes an engine's events and recording. Nobody else may take them.
 
-    Costs nothing until somebody listens; then some tens of microseconds after each computation.
+    Costs nothing until somebody listens; then some tens of microseconds after each computation, and what the listeners
+    take.
+
+    Args:
+        pause: seconds for which tokens may wait to be told together; where a token takes a few milliseconds, telling
+            each at once would be a good part of it.
+
+    Attributes:
+        more: while listeners are told of a token: whether another follows at once.
     """
 
-    def __init__(self, native: NativeEngine) -> None:
+    def __init__(self, native: NativeEngine, pause: float = 0.0) -> None:
         self._native = native
+        self._pause = pause
+        self._pending = 0  # computations that nobody has been told of
+        self.more = False
         self._info = native.info
         self._listeners: list[Listener] = []
         self._inputs = False
@@ -81,6 +95,8 @@ class RoutingLog:
 
     def expect(self, shares: Sequence[int]) -> None:
         """The next computation has so many tokens of each of some texts. Only who computes them together knows."""
+        if self._pending:
+            self._tell(())
         self._shares = tuple(shares) if len(shares) > 1 else ()
 
     def drain(self) -> None:
@@ -88,8 +104,14 @@ class RoutingLog:
         shares, self._shares = self._shares, ()
         if not self._listeners:
             return
+        self._pending += 1
+        if shares or self._pending >= _MOST_PENDING or time.perf_counter() - self._last >= self._pause:
+            self._tell(shares)
+
+    def _tell(self, shares: tuple[int, ...]) -> None:
         now = time.perf_counter()
-        took, self._last = now - self._last, now
+        since, self._last = now - self._last, now
+        took, self._pending = since / self._pending, 0
         info = self._info
         tokens = [
             Token(*parts, took)
@@ -102,12 +124,13 @@ class RoutingLog:
             n_token = len(tokens) + sum(prompt.tokens for prompt in prompts)
             if sum(shares) != n_token:  # of a computation that failed, say
                 shares = ()
-            part = took / max(1, len(prompts) + bool(tokens))
+            part = since / max(1, len(prompts) + len(tokens))
             for prompt in prompts:
                 for listener in self._listeners:
                     listener.prompt(prompt._replace(shares=shares, seconds=part))
         # A micro-batch of one token is the last of its computation.
-        for token in tokens:
+        for i, token in enumerate(tokens):
+            self.more = i + 1 < len(tokens)
             for listener in self._listeners:
                 listener.token(token)
 

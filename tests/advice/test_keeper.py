@@ -37,7 +37,7 @@ def keep(policy: str, given: list[NDArray[np.float32]], **options: str) -> Keepe
     """`given`: gets the priorities that the engine is told."""
     native = SimpleNamespace(stats=lambda: {"slots": 6}, set_priorities=given.append)
     info = SimpleNamespace(n_layer=N_LAYER, n_expert=N_EXPERT, n_expert_used=2)
-    log = SimpleNamespace(listen=lambda _: None)
+    log = SimpleNamespace(listen=lambda _: None, more=False)
     return Keeper(cast(NativeEngine, native), cast(ModelInfo, info), cast(RoutingLog, log), policy, **options)
 
 

@@ -49,6 +49,16 @@ KEYS = {
     "expert_bytes": int,
     "least_budget": int,
     "layers": int,
+    "gpu": type(None),
+    "link_bytes": int,
+    "link_seconds": float,
+    "syncs": int,
+    "begun_ahead": int,
+    "computed_again": int,
+    "ram_hits": int,
+    "ram_resident": int,
+    "ram_slots": int,
+    "ram_budget_bytes": int,
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 from pyengine import Llama, bundled_model
 from pyengine.traces import Trace, load_trace, save_trace
 from pyengine.traces.recorder import TraceRecorder
-from pyengine.traces.routing_log import Prompt, Token
+from pyengine.traces.routing_log import Prompt, RoutingLog, Token
 
 TEXT = b"The lighthouse stood on a rock far out in the sea. Every evening its keeper climbed the stairs."
 
@@ -70,6 +70,31 @@ def test_what_a_step_of_several_texts_is_made_of(llm: Llama) -> None:
     llm.eval(tokens[13:18])
     assert [(p.tokens, p.shares) for p in heard.prompts] == [(5, (3, 1, 1)), (5, ()), (3, ()), (5, ())]
     assert all(p.seconds > 0 for p in heard.prompts)
+
+
+def test_tokens_can_wait_to_be_told_together(llm: Llama) -> None:
+    assert llm.engine is not None
+    log = RoutingLog(llm.engine.native, pause=3600.0)
+    more: list[bool] = []
+
+    class Counting(Heard):
+        def token(self, token: Token) -> None:
+            super().token(token)
+            more.append(log.more)
+
+    later = Counting()
+    log.listen(later)
+    tokens = llm.tokenize(TEXT)
+    for token in tokens[:3]:
+        llm.eval([token])
+        log.drain()
+    assert later.tokens == []
+    log.expect([2, 1])  # whoever says what comes next must not have it mixed with what was before
+    assert len(later.tokens) == 3 and more == [True, True, False]
+    assert len({token.seconds for token in later.tokens}) == 1
+    llm.eval(tokens[3:6])
+    log.drain()
+    assert [(p.tokens, p.shares) for p in later.prompts] == [(3, (2, 1))]
 
 
 def test_gate_inputs_are_what_routers_read(llm: Llama) -> None:
