@@ -58,8 +58,8 @@ void SlotArena::choose_layout(Matrix & m, uint32_t n_expert, uint32_t n_expert_u
         // A small buffer of that type lends its functions; ours has the same functions over our own memory.
         ggml_backend_buffer_t donor = ggml_backend_buft_alloc_buffer(*buft, platform::kPage);
         std::vector<char>     memory;
-        const ContextPtr      ctx   = context_in(memory, 1);
-        ggml_tensor *         t     = ggml_new_tensor_3d(ctx.get(), m.type, m.ne0, m.ne1, n_expert);
+        const ContextPtr      ctx = context_in(memory, 1);
+        ggml_tensor *         t   = ggml_new_tensor_3d(ctx.get(), m.type, m.ne0, m.ne1, n_expert);
         if (donor == nullptr) {
             throw Error(PYE_E_MEMORY, "cannot allocate a page for the repacked layout");
         }
