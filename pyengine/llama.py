@@ -224,6 +224,7 @@ class Llama(llama_cpp.Llama):
             with user.computing():
                 try:
                     engine.foresee(batch.batch.token[: batch.batch.n_tokens] if batch.batch.token else ())
+                    self._requires_eval = True  # also of the later parts of a long prompt, see eval()
                     with errors_said():  # the reason follows as an exception
                         result = compute(batch)
                     engine.say_notice()
@@ -245,6 +246,10 @@ class Llama(llama_cpp.Llama):
         """As in llama_cpp.Llama."""
         self._check_process()
         with self._user.computing():
+            if len(tokens) > 0:
+                # Interrupted after llama.cpp has computed and before llama_cpp has counted the tokens, the logits would
+                # be taken for those of the tokens before, and the next answer to the prompt begin with a wrong one.
+                self._requires_eval = True
             super().eval(tokens)
 
     def sample(self, *args: Any, **kwargs: Any) -> int:

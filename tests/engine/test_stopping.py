@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -14,10 +15,12 @@ import pytest
 from models.fixtures import ModelFactory
 from models.vocabulary import N_VOCAB
 
+from pyengine import Llama
+
 from .children import Child
 from .decoding import DecodeError, random_script
 from .managed import assert_as_stock, managed
-from .reference import StockProcess
+from .reference import StockProcess, write
 
 SCRIPT = random_script([1] * 4 + [150] + [1] * 4, N_VOCAB, seed=10)
 PROMPT, N_NEW = SCRIPT[4][:40], 12
@@ -71,6 +74,27 @@ def test_prefill_stops_soon(share: float, layers_read: float, generated_model: M
     said = task.run({"LD_PRELOAD": str(faulty_disk), "FAULTY_DISK_DELAY_US": "4000"})
     assert said["status"] == ABORTED
     assert after <= said["reads"] <= after + layers_read * a_layer
+
+
+def test_ctrl_c_between_computing_and_counting_leaves_no_stale_logits(generated_model: ModelFactory) -> None:
+    """llama_cpp takes the logits at hand for the prompt's if it has counted as many tokens as the prompt has."""
+    with contextlib.closing(Llama(generated_model("qwen2moe").path, ram_budget="25%", **SETTINGS)) as llama:
+        wanted = list(write(llama, PROMPT, 8))
+        llama.reset()
+        answer = write(llama, PROMPT, 8)
+        next(answer)
+        decode = llama._ctx.decode
+
+        def interrupted(batch: Any) -> Any:
+            decode(batch)
+            raise KeyboardInterrupt
+
+        llama._ctx.decode = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            next(answer)
+        llama._ctx.decode = decode  # type: ignore[method-assign]
+        assert llama.n_tokens == len(PROMPT)
+        assert list(write(llama, PROMPT, 8)) == wanted
 
 
 @pytest.mark.alone
