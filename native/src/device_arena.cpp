@@ -13,8 +13,7 @@ constexpr size_t kSlack = 4096; // some kernels read past the last row
 
 } // namespace
 
-DeviceArena::DeviceArena(ggml_backend_dev_t gpu, const ExpertLayer & layer, uint32_t n_slot, uint32_t n_expert_used)
-    : n_slot_(n_slot) {
+DeviceArena::DeviceArena(ggml_backend_dev_t gpu, const ExpertLayer & layer, uint32_t n_slot, uint32_t n_expert_used) {
     ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(gpu);
     std::vector<char>          memory;
     for (const ExpertMatrix & m : layer.matrices) {
@@ -51,14 +50,7 @@ void DeviceArena::free() {
 
 void DeviceArena::write(uint32_t slot, uint32_t place, const uint8_t * bytes) {
     const Matrix & m = matrices_[place];
-    ggml_tensor    t = {};
-    t.type           = GGML_TYPE_I8;
-    t.buffer         = m.buffer;
-    t.data           = m.base + slot * m.bytes;
-    t.ne[0]          = static_cast<int64_t>(m.bytes);
-    t.ne[1] = t.ne[2] = t.ne[3] = 1;
-    t.nb[0]                     = 1;
-    t.nb[1] = t.nb[2] = t.nb[3] = m.bytes;
+    ggml_tensor    t = bytes_at(m.buffer, m.base + slot * m.bytes, m.bytes);
     ggml_backend_tensor_set(&t, bytes, 0, m.bytes);
 }
 

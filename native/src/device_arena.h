@@ -38,7 +38,6 @@ class DeviceArena : public SlotMemory {
 
     void free();
 
-    uint32_t            n_slot_;
     std::vector<Matrix> matrices_;
 };
 

@@ -1,23 +1,15 @@
 #include "device_room.h"
 
 #include "error.h"
+#include "slot_memory.h"
 
 #include "ggml-backend-impl.h"
 
 namespace pye {
 
-namespace {
-
-ggml_backend_buffer_type_t host_buffer_type(ggml_backend_t gpu) {
-    ggml_backend_buffer_type_t buft = ggml_backend_dev_host_buffer_type(ggml_backend_get_device(gpu));
-    return buft != nullptr ? buft : ggml_backend_cpu_buffer_type();
-}
-
-} // namespace
-
-bool BackendRoom::reserve(size_t size) {
+void BackendRoom::reserve(size_t size) {
     if (size <= size_) {
-        return false;
+        return;
     }
     ggml_backend_synchronize(gpu_);
     ggml_backend_buffer_free(buffer_);
@@ -28,21 +20,13 @@ bool BackendRoom::reserve(size_t size) {
                                       " bytes for computing experts");
     }
     size_ = size + size / 4;
-    return true;
 }
 
 DeviceRoom::DeviceRoom(ggml_backend_t gpu) : BackendRoom(gpu, ggml_backend_get_default_buffer_type(gpu)) {}
-HostRoom::HostRoom(ggml_backend_t gpu) : BackendRoom(gpu, host_buffer_type(gpu)) {}
+HostRoom::HostRoom(ggml_backend_t gpu) : BackendRoom(gpu, host_buffer_type(ggml_backend_get_device(gpu))) {}
 
 void copy_to_device(ggml_backend_t gpu, const BackendRoom & room, size_t offset, const void * from, size_t size) {
-    ggml_tensor t = {};
-    t.type        = GGML_TYPE_I8;
-    t.buffer      = room.buffer();
-    t.data        = room.base() + offset;
-    t.ne[0]       = static_cast<int64_t>(size);
-    t.ne[1] = t.ne[2] = t.ne[3] = 1;
-    t.nb[0]                     = 1;
-    t.nb[1] = t.nb[2] = t.nb[3] = size;
+    ggml_tensor t = bytes_at(room.buffer(), room.base() + offset, size);
     ggml_backend_tensor_set_async(gpu, &t, from, 0, size);
 }
 

@@ -17,9 +17,9 @@ class BackendRoom {
     BackendRoom(const BackendRoom &)             = delete;
     BackendRoom & operator=(const BackendRoom &) = delete;
 
-    // At least so many bytes; what was in it is lost if it must grow, which waits for the device. True if it grew.
+    // At least so many bytes; what was in it is lost if it must grow, which waits for the device.
     // Throws Error(PYE_E_MEMORY).
-    bool                  reserve(size_t size);
+    void                  reserve(size_t size);
     char *                base() const { return static_cast<char *>(ggml_backend_buffer_get_base(buffer_)); }
     ggml_backend_buffer_t buffer() const { return buffer_; }
 

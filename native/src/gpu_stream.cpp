@@ -159,20 +159,18 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         computing.emplace(*engine_, chain.binding->layer, wanted_);
         here = kFading * here + (computing->all_resident() ? 1.0f - kFading : 0.0f);
         ++engine_->stats_.passes;
-        if (ahead && was_right(chain, *computing)) {
-            while (!computing->next().empty()) {
-            }
-            continue;
-        }
+        const bool right = ahead && was_right(chain, *computing);
         while (!computing->next().empty()) {
+        }
+        if (right) {
+            continue;
         }
         if (ahead) {
             ++engine_->stats_.computed_again;
             submit(ffns_[i].back);
         }
         put_slots(i, *computing);
-        compute_nodes(graph, chain.begin,
-                      k + 1 < partly_.size() ? chains_[partly_[k + 1]].begin : ggml_graph_n_nodes(graph));
+        compute_nodes(graph, chain.begin, end_of_piece(graph, k));
         ask_next(k);
     }
     look_ahead(*heard);
@@ -244,6 +242,11 @@ void GpuStream::choose_form(ggml_cgraph * graph) {
         lay_out(graph);
         form_ = form;
     }
+}
+
+// Of the piece that begins with the experts of partly_[k].
+int GpuStream::end_of_piece(ggml_cgraph * graph, size_t k) const {
+    return k + 1 < partly_.size() ? chains_[partly_[k + 1]].begin : ggml_graph_n_nodes(graph);
 }
 
 bool GpuStream::is_whole(const FfnChain & chain) const {
@@ -334,7 +337,7 @@ void GpuStream::prepare_repeats(ggml_cgraph * graph) {
     size_t                                size = 0, n_tensor = 0;
     for (size_t k = 0; k < partly_.size(); ++k) {
         const int begin = chains_[partly_[k]].begin;
-        const int end   = k + 1 < partly_.size() ? chains_[partly_[k + 1]].begin : ggml_graph_n_nodes(graph);
+        const int end   = end_of_piece(graph, k);
         if (!can_be_repeated(graph, begin, end)) {
             continue;
         }
@@ -384,8 +387,7 @@ void GpuStream::prepare_repeats(ggml_cgraph * graph) {
             ggml_tensor * ids = raw(static_cast<char *>(chain.ids->data), ids_bytes(chain), chain.ids->buffer);
             ffn.ahead.push_back(node(ggml_get_rows(ctx, ffn.table, ids), ffn.slots));
         }
-        const int end = k + 1 < partly_.size() ? chains_[partly_[k + 1]].begin : ggml_graph_n_nodes(graph);
-        for (int n = chain.begin; n < end; ++n) {
+        for (int n = chain.begin; n < end_of_piece(graph, k); ++n) {
             ffn.ahead.push_back(ggml_graph_node(graph, n));
         }
         ffn.ahead_uid = ggml_graph_next_uid();
@@ -410,7 +412,7 @@ void GpuStream::compute_nodes(ggml_cgraph * graph, int begin, int end) {
         return;
     }
     ggml_cgraph part = ggml_graph_view(graph, begin, end);
-    if (graph->uid != 0 && !form_.empty()) {
+    if (graph->uid != 0) {
         auto piece = std::find_if(pieces_.begin(), pieces_.end(),
                                   [&](const Piece & p) { return p.begin == begin && p.end == end; });
         if (piece == pieces_.end()) {

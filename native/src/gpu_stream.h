@@ -73,6 +73,7 @@ class GpuStream {
     void run_token(ggml_cgraph * graph);
     void run_tokens(ggml_cgraph * graph);
     void choose_form(ggml_cgraph * graph);
+    int  end_of_piece(ggml_cgraph * graph, size_t k) const;
     bool is_whole(const FfnChain & chain) const;
     bool wants_inputs(const FfnChain & chain) const;
     void lay_out(ggml_cgraph * graph);

@@ -2,15 +2,13 @@
 
 #include "error.h"
 #include "rounding.h"
+#include "slot_memory.h"
 
 namespace pye {
 
 RamTier::RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::vector<uint32_t> & n_slot)
     : index_(index) {
-    ggml_backend_buffer_type_t buft = ggml_backend_dev_host_buffer_type(gpu);
-    if (buft == nullptr) {
-        buft = ggml_backend_cpu_buffer_type();
-    }
+    ggml_backend_buffer_type_t buft = host_buffer_type(gpu);
     for (size_t c = 0; c < n_slot.size(); ++c) {
         classes_.push_back({SlotStore(index.classes[c].n_expert), nullptr, nullptr});
         Class & k = classes_.back();

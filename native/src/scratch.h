@@ -48,4 +48,17 @@ inline ContextPtr context_in(std::vector<char> & memory, size_t n_tensor) {
     return ContextPtr(ggml_init({memory.size(), memory.data(), /*no_alloc=*/true}));
 }
 
+// Some bytes of a back-end's buffer as a tensor, to copy to or from.
+inline ggml_tensor bytes_at(ggml_backend_buffer * buffer, void * data, size_t size) {
+    ggml_tensor t = {};
+    t.type        = GGML_TYPE_I8;
+    t.buffer      = buffer;
+    t.data        = data;
+    t.ne[0]       = static_cast<int64_t>(size);
+    t.ne[1] = t.ne[2] = t.ne[3] = 1;
+    t.nb[0]                     = 1;
+    t.nb[1] = t.nb[2] = t.nb[3] = size;
+    return t;
+}
+
 } // namespace pye

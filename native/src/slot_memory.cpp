@@ -21,4 +21,9 @@ bool multiplies_from(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft,
     return yes;
 }
 
+ggml_backend_buffer_type_t host_buffer_type(ggml_backend_dev_t device) {
+    ggml_backend_buffer_type_t buft = ggml_backend_dev_host_buffer_type(device);
+    return buft != nullptr ? buft : ggml_backend_cpu_buffer_type();
+}
+
 } // namespace pye

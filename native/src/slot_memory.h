@@ -14,6 +14,9 @@ namespace pye {
 bool multiplies_from(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0,
                      int64_t ne1, uint32_t n_expert, uint32_t n_expert_used);
 
+// Memory of the host that the device copies to and from fastest: pinned, where its back-end has that.
+ggml_backend_buffer_type_t host_buffer_type(ggml_backend_dev_t device);
+
 class SlotMemory {
   public:
     SlotMemory()          = default;
