@@ -70,6 +70,9 @@ class Llama(llama_cpp.Llama):
         vram_budget: the same for slots in the memory of the GPU.
         gpu: "auto" is the first GPU that this build of llama.cpp finds (unless n_gpu_layers=0 is given), "off" none,
             otherwise ggml's name of a device, e.g. "CUDA0".
+        hybrid: with a GPU, let the CPU compute some of the experts that are missing in VRAM while others are moved, where
+            that is faster. Their rows round as the CPU's kernels do, and which ones depends on measured times; without
+            it, the same text gives the same bits every time.
         bundle: "use" reads experts from the model's bundle if there is one that fits (beside the model or in the cache
             folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
         policy: which experts stay in RAM: "auto", or a name in pyengine.policies.POLICIES.
@@ -95,6 +98,7 @@ class Llama(llama_cpp.Llama):
         ram_budget: Budget = "auto",
         vram_budget: Budget = "auto",
         gpu: str = "auto",
+        hybrid: bool = True,
         bundle: str | Path = "use",
         policy: str = "auto",
         look_ahead: str = "auto",
@@ -105,6 +109,7 @@ class Llama(llama_cpp.Llama):
         self._ram_budget = ram_budget
         self._vram_budget = vram_budget
         self._gpu = gpu
+        self._hybrid = hybrid
         self._bundle = bundle
         self._policy = policy
         self._look_ahead = look_ahead
@@ -131,7 +136,8 @@ class Llama(llama_cpp.Llama):
             self._engaged = "vocabulary only"
         else:
             with _reasons():
-                chosen = vram.choose("off" if kwargs.get("n_gpu_layers") == 0 else gpu, vram_budget, ram_budget)
+                wanted = "off" if kwargs.get("n_gpu_layers") == 0 else gpu
+                chosen = vram.choose(wanted, vram_budget, ram_budget, kwargs["n_threads"] if hybrid else 0)
                 self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
         try:
             if self._engine is not None:
@@ -341,6 +347,7 @@ class Llama(llama_cpp.Llama):
         state["ram_budget"] = self._ram_budget
         state["vram_budget"] = self._vram_budget
         state["gpu"] = self._gpu
+        state["hybrid"] = self._hybrid
         state["bundle"] = self._bundle
         state["policy"] = self._policy
         state["look_ahead"] = self._look_ahead

@@ -236,6 +236,10 @@ class NativeEngine:
         """For benchmarks: the most that moves from RAM to VRAM; 0 is no limit."""
         _check(lib.pye_set_link_limit(self._open(), bytes_per_s))
 
+    def set_host_threads(self, n: int) -> None:
+        """With a GPU: let so many threads compute, where it is faster, experts that lie in RAM; 0 moves all of them."""
+        _check(lib.pye_set_host_threads(self._open(), n))
+
     @property
     def buffer_type(self) -> int:
         """Address of the ggml_backend_buffer_type for llama_model_params.tensor_buft_overrides."""

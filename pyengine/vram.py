@@ -26,9 +26,10 @@ class Gpu:
     device: str
     vram_budget: Budget
     ram_budget: Budget
+    host_threads: int = 0  # that compute experts which lie in RAM while others are moved; 0: all are moved
 
 
-def choose(gpu: str, vram_budget: Budget, ram_budget: Budget) -> Gpu | None:
+def choose(gpu: str, vram_budget: Budget, ram_budget: Budget, host_threads: int = 0) -> Gpu | None:
     """The GPU to use, if any.
 
     Args:
@@ -44,11 +45,11 @@ def choose(gpu: str, vram_budget: Budget, ram_budget: Budget) -> Gpu | None:
     found = devices()
     if gpu == "auto":
         name = next((device.name for device in found if device.gpu), None)
-        return None if name is None else Gpu(name, vram_budget, ram_budget)
+        return None if name is None else Gpu(name, vram_budget, ram_budget, host_threads)
     if gpu not in [device.name for device in found]:
         names = ", ".join(device.name for device in found)
         raise UsageError(f'gpu {gpu!r:.40} is not known to this llama.cpp, which has {names}; or write "auto" or "off"')
-    return Gpu(gpu, vram_budget, ram_budget)
+    return Gpu(gpu, vram_budget, ram_budget, host_threads)
 
 
 def find(name: str) -> Device:
@@ -65,6 +66,7 @@ def start(native: NativeEngine, gpu: Gpu) -> None:
     else:
         behind = resolve(gpu.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
     native.start_on_gpu(info.least_budget, behind)
+    native.set_host_threads(gpu.host_threads)
 
 
 def settle(native: NativeEngine, info: ModelInfo, gpu: Gpu) -> int:

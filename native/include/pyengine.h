@@ -122,6 +122,9 @@ typedef struct {
     uint64_t ram_resident;
     uint64_t ram_slots;
     uint64_t ram_budget_bytes;
+    uint64_t link_bytes_per_s; /* measured of late, while anything moved */
+    uint64_t host_pairs;       /* (token, rank) pairs whose missing expert the CPU computed from RAM */
+    uint64_t host_ns;          /* time in that */
 } pye_stats;
 
 /* ---- the bundle: experts on disk the way they are read
@@ -321,6 +324,11 @@ PYE_API int32_t pye_set_vram_budget(pye_engine * engine, uint64_t vram_budget);
 
 /* For benchmarks: no more than so many bytes per second from host memory to VRAM; 0: what the machine gives. */
 PYE_API int32_t pye_set_link_limit(pye_engine * engine, uint64_t bytes_per_s);
+
+/* With a GPU: of experts that a step misses in VRAM and finds in RAM, some are computed by `n` threads of the CPU while others
+ * are moved, where measured costs say that it is faster. 0, as at first: all are moved. Rows then round as the CPU's kernels
+ * do, and which ones is a matter of time. */
+PYE_API int32_t pye_set_host_threads(pye_engine * engine, int32_t n);
 
 /* The ggml_backend_buffer_type_t to name in llama_model_params.tensor_buft_overrides for `_exps\.weight$`. */
 PYE_API void * pye_buffer_type(pye_engine * engine);

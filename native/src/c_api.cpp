@@ -151,6 +151,13 @@ int32_t pye_set_link_limit(pye_engine * e, uint64_t bytes_per_s) {
     return guarded([&] { e->engine->set_link_limit(bytes_per_s); });
 }
 
+int32_t pye_set_host_threads(pye_engine * e, int32_t n) {
+    return guarded([&] {
+        expect_tier(e, Tier::Vram);
+        e->engine->set_host_threads(n);
+    });
+}
+
 void * pye_buffer_type(pye_engine * e) { return e->engine->buffer_type(); }
 
 int32_t pye_set_ram_budget(pye_engine * e, uint64_t ram_budget) {

@@ -235,6 +235,15 @@ void Engine::set_budget(uint64_t budget) {
     apply_budget(n_slot);
 }
 
+void Engine::set_host_threads(int n) {
+    const auto lock = locked();
+    check_usable();
+    if (n < 0) {
+        throw Error(PYE_E_ARGUMENT, "a number of threads cannot be negative");
+    }
+    share_.set_threads(n);
+}
+
 void Engine::set_priorities(const float * values, size_t n) {
     const auto lock = locked();
     check_usable();
@@ -329,6 +338,8 @@ pye_stats Engine::stats() const {
     }
     s.link_bytes = link_.bytes();
     s.link_ns    = link_.busy_ns();
+
+    s.link_bytes_per_s = static_cast<uint64_t>(link_.bytes_per_ns() * 1e9);
     if (ram_) {
         s.ram_hits         = link_.ram_hits();
         s.ram_resident     = ram_->n_resident();

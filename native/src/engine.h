@@ -6,6 +6,7 @@
 #include "event_ring.h"
 #include "expert_index.h"
 #include "expert_source.h"
+#include "host_share.h"
 #include "link.h"
 #include "prefetcher.h"
 #include "pyengine.h"
@@ -37,6 +38,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void   start(uint64_t budget, uint64_t ram_budget);
     void   close(); // stops I/O; computing afterwards fails
     void   set_budget(uint64_t budget);
+    void   set_host_threads(int n);
     void   set_link_limit(uint64_t bytes_per_s) { link_.limit(bytes_per_s); }
     void   set_priorities(const float * values, size_t n);
     void   inject_read_errors(uint64_t after, uint64_t n);
@@ -115,6 +117,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     mutable std::mutex            mutex_; // everything below; held for the whole of an expert FFN
     std::vector<Class>            classes_;
     std::unique_ptr<RamTier>      ram_;
+    HostShare                     share_;
     std::unique_ptr<ExpertSource> source_;
     uint64_t                      generation_ = 0; // changes whenever slots lie elsewhere
     // GPU streams that may still be computing with our slots.

@@ -270,7 +270,9 @@ void ExpertFfn::run_passes(ggml_cgraph * graph, const FfnChain & chain, int end,
                 some.push_back(experts[i]);
                 n_row = more;
             }
-            PassGraph pass(chain, arena, step, groups_, some, how, tensors_, scratch_, graph, stop);
+            PassGraph pass(
+                chain, arena, [&step](uint32_t e) { return step.slot_of(e); }, groups_, some, how, tensors_, scratch_,
+                graph, stop);
             for (const InputRows & x : inputs) {
                 pass.gather(x);
             }

@@ -27,6 +27,8 @@ constexpr float kNothingToForesee = 0.95f;
 constexpr size_t kPairsForAll = 4;
 // Predictors run on the processor: for more tokens than these they would take longer than what they save.
 constexpr int64_t kMostTokensForeseen = 8;
+// The CPU's kernels take a row at a time: of more tokens than these, moving an expert is cheaper than its rows.
+constexpr int64_t kMostTokensOnHost = 32;
 
 size_t ids_bytes(const FfnChain & chain) {
     return static_cast<size_t>(chain.n_used() * chain.n_tokens()) * sizeof(int32_t);
@@ -35,6 +37,54 @@ size_t ids_bytes(const FfnChain & chain) {
 bool needs_all(const FfnChain & chain) {
     return static_cast<size_t>(chain.n_used() * chain.n_tokens()) >= kPairsForAll * chain.layer().n_expert;
 }
+
+// For a while, llama.cpp's nodes [begin, end) as they were.
+template <class Patched> class Unpatched {
+  public:
+    Unpatched(ggml_cgraph * graph, int begin, int end, std::vector<Patched> & patched) {
+        for (int n = begin; n < end; ++n) {
+            for (Patched & p : patched) {
+                if (p.node == ggml_graph_node(graph, n)) {
+                    some_.push_back(&p);
+                }
+            }
+        }
+        swap();
+    }
+    ~Unpatched() { swap(); }
+    Unpatched(const Unpatched &)             = delete;
+    Unpatched & operator=(const Unpatched &) = delete;
+
+  private:
+    void swap() {
+        for (Patched * p : some_) {
+            std::swap(p->node->src[0], p->weight);
+            std::swap(p->node->src[2], p->ids);
+        }
+    }
+    std::vector<Patched *> some_;
+};
+
+// They stay in RAM until the CPU is done with them.
+class PinnedInRam {
+  public:
+    PinnedInRam(RamTier * ram, uint32_t layer, std::vector<uint32_t> & experts)
+        : ram_(ram), layer_(layer), experts_(experts) {
+        experts_.clear();
+    }
+    ~PinnedInRam() {
+        for (uint32_t e : experts_) {
+            ram_->computed(layer_, e);
+        }
+    }
+    PinnedInRam(const PinnedInRam &)             = delete;
+    PinnedInRam & operator=(const PinnedInRam &) = delete;
+
+  private:
+    RamTier *               ram_;
+    uint32_t                layer_;
+    std::vector<uint32_t> & experts_;
+};
 
 // llama.cpp's nodes are as they were on every way out.
 template <class Patched> class Restored {
@@ -56,7 +106,7 @@ template <class Patched> class Restored {
 } // namespace
 
 GpuStream::GpuStream(ggml_backend_t gpu)
-    : gpu_(gpu, ggml_backend_free), host_(gpu), slots_(gpu), inputs_(gpu), saved_(gpu), pass_(gpu) {
+    : gpu_(gpu, ggml_backend_free), host_(gpu), slots_(gpu), inputs_(gpu), saved_(gpu), pass_(gpu), rows_(gpu) {
     for (auto & event : events_) {
         event.reset(ggml_backend_event_new(ggml_backend_get_device(gpu)));
     }
@@ -156,10 +206,16 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         computing.reset();
         hear_router(i);
         heard = i;
-        computing.emplace(*engine_, chain.binding->layer, wanted_);
-        here = kFading * here + (computing->all_resident() ? 1.0f - kFading : 0.0f);
+        const PinnedInRam pinned(engine_->ram_.get(), chain.binding->layer, on_host_);
+        computing.emplace(*engine_, chain.binding->layer, wanted_,
+                          [&](std::vector<Wanted> * missing, size_t n_coming) { share_out(i, missing, n_coming); });
+        const bool all_here = computing->all_resident();
+        here                = kFading * here + (all_here && on_host_.empty() ? 1.0f - kFading : 0.0f);
         ++engine_->stats_.passes;
-        const bool right = ahead && was_right(chain, *computing);
+        const bool right = ahead && on_host_.empty() && was_right(chain, *computing);
+        if (!all_here && !on_host_.empty()) { // meanwhile the others come
+            compute_on_host(graph, i);
+        }
         while (!computing->next().empty()) {
         }
         if (right) {
@@ -170,7 +226,16 @@ void GpuStream::run_token(ggml_cgraph * graph) {
             submit(ffns_[i].back);
         }
         put_slots(i, *computing);
-        compute_nodes(graph, chain.begin, end_of_piece(graph, k));
+        int from = chain.begin;
+        if (!on_host_.empty()) {
+            compute_nodes(graph, chain.begin, chain.end);
+            from = chain.end;
+            if (all_here) { // meanwhile the GPU computes the others
+                compute_on_host(graph, i);
+            }
+            send_rows(graph, i);
+        }
+        compute_nodes(graph, from, end_of_piece(graph, k));
         ask_next(k);
     }
     look_ahead(*heard);
@@ -198,21 +263,31 @@ void GpuStream::run_tokens(ggml_cgraph * graph) {
         wait();
         hear_router(i);
         heard = i;
-        computing.emplace(*engine_, chain.binding->layer, wanted_);
+        const PinnedInRam pinned(engine_->ram_.get(), chain.binding->layer, on_host_);
+        computing.emplace(*engine_, chain.binding->layer, wanted_,
+                          [&](std::vector<Wanted> * missing, size_t n_coming) { share_out(i, missing, n_coming); });
+        if (!on_host_.empty()) {
+            compute_on_host(graph, i);
+        }
         if (computing->wants_slots()) {
             compute_in_passes(graph, chain, *computing);
             computing.reset();
             done = chain.end;
-            continue;
+        } else {
+            while (!computing->next().empty()) {
+            }
+            if (needs_all(chain)) {
+                computing->pass_on();
+            }
+            put_slots(i, *computing);
+            patch(graph, i);
+            ++engine_->stats_.passes;
         }
-        while (!computing->next().empty()) {
+        if (!on_host_.empty()) {
+            compute_nodes(graph, done, chain.end);
+            send_rows(graph, i);
+            done = chain.end;
         }
-        if (needs_all(chain)) {
-            computing->pass_on();
-        }
-        put_slots(i, *computing);
-        patch(graph, i);
-        ++engine_->stats_.passes;
     }
     compute_nodes(graph, done, ggml_graph_n_nodes(graph));
     look_ahead(*heard);
@@ -233,8 +308,8 @@ void GpuStream::choose_form(ggml_cgraph * graph) {
         if (!ffns_[i].whole) {
             partly_.push_back(i);
         }
-        form.push_back(static_cast<uint64_t>(chain.begin) << 2 | static_cast<uint64_t>(wants_inputs(chain)) << 1 |
-                       static_cast<uint64_t>(ffns_[i].whole));
+        form.push_back(static_cast<uint64_t>(chain.begin) << 3 | static_cast<uint64_t>(foresees(chain)) << 2 |
+                       static_cast<uint64_t>(may_compute_on_host(chain)) << 1 | static_cast<uint64_t>(ffns_[i].whole));
     }
     // Where several tokens meet some experts, each time other slots are spanned.
     if (graph->uid == 0 || (!partly_.empty() && !alone_) || form != form_) {
@@ -266,25 +341,39 @@ bool GpuStream::is_whole(const FfnChain & chain) const {
     return true;
 }
 
-bool GpuStream::wants_inputs(const FfnChain & chain) const {
+bool GpuStream::foresees(const FfnChain & chain) const {
     return (alone_ && engine_->recording_.wants_inputs()) ||
            (chain.n_tokens() <= kMostTokensForeseen && !engine_->replay_.active() &&
             engine_->prefetcher_->listens(chain.binding->layer));
 }
 
+bool GpuStream::may_compute_on_host(const FfnChain & chain) const {
+    return engine_->share_.threads() > 0 && engine_->ram_->n_slot() > 0 && chain.n_tokens() <= kMostTokensOnHost &&
+           !needs_all(chain) && std::all_of(chain.inputs, chain.inputs + chain.n_input, ggml_is_contiguous);
+}
+
 // Tensors and scratch memory for this graph.
 void GpuStream::lay_out(ggml_cgraph * graph) {
-    size_t n_weight = 0, host = 0, device = 0;
+    size_t     n_weight = 0, host = 0, device = 0, rows = 0;
+    const auto n_wanted = [&](const FfnChain & chain) { // inputs
+        return may_compute_on_host(chain) ? chain.n_input : static_cast<int>(foresees(chain));
+    };
     for (const FfnChain & chain : chains_) {
         const size_t ids = ids_bytes(chain);
+        for (int k = 0; k < n_wanted(chain); ++k) {
+            host += Pieces::rounded(ggml_nbytes(chain.inputs[k]));
+        }
+        if (may_compute_on_host(chain)) {
+            rows = std::max(rows, ggml_nbytes(ggml_graph_node(graph, chain.end - 1)));
+        }
         n_weight += static_cast<size_t>(chain.end - chain.begin);
         const size_t table = alone_ ? Pieces::rounded(chain.layer().n_expert * sizeof(int32_t)) : 0;
-        host += Pieces::rounded(ggml_nbytes(chain.ids)) + 2 * Pieces::rounded(ids) + table +
-                (wants_inputs(chain) ? Pieces::rounded(ggml_nbytes(chain.inputs[0])) : 0);
+        host += Pieces::rounded(ggml_nbytes(chain.ids)) + 2 * Pieces::rounded(ids) + table;
         device += Pieces::rounded(ids) + table;
     }
     host_.reserve(host);
     slots_.reserve(device);
+    rows_.reserve(rows);
     Pieces on_host(host_.base()), on_device(slots_.base());
     tensors_.reset();
     tensors_ = context_in(memory_, n_weight + 2 * chains_.size());
@@ -310,7 +399,11 @@ void GpuStream::lay_out(ggml_cgraph * graph) {
         ffn.slots   = ggml_new_tensor_2d(tensors_.get(), GGML_TYPE_I32, chain.n_used(), chain.n_tokens());
         ffn.ids     = on_host.take(ggml_nbytes(chain.ids));
         ffn.numbers = on_host.take(ids_bytes(chain));
-        ffn.inputs  = wants_inputs(chain) ? on_host.take(ggml_nbytes(chain.inputs[0])) : nullptr;
+        ffn.on_host = may_compute_on_host(chain);
+        ffn.inputs  = {};
+        for (int input = 0; input < n_wanted(chain); ++input) {
+            ffn.inputs[static_cast<size_t>(input)] = on_host.take(ggml_nbytes(chain.inputs[input]));
+        }
 
         ffn.slots->data   = on_device.take(ids_bytes(chain));
         ffn.slots->buffer = slots_.buffer();
@@ -505,11 +598,14 @@ void GpuStream::wait_for(size_t k) {
 void GpuStream::ask_router(size_t i) {
     const FfnChain & chain = chains_[i];
     ggml_backend_tensor_get_async(gpu_.get(), chain.ids, ffns_[i].ids, 0, ggml_nbytes(chain.ids));
-    ffns_[i].asked =
-        ffns_[i].inputs != nullptr && (engine_->recording_.wants_inputs() || much_is_missing(chain.binding->layer + 1));
-    if (ffns_[i].asked) {
-        const ggml_tensor * x = chain.inputs[0];
-        ggml_backend_tensor_get_async(gpu_.get(), x, ffns_[i].inputs, 0, ggml_nbytes(x));
+    Ffn &      ffn      = ffns_[i];
+    const auto expected = [this](uint32_t layer) { return !alone_ || much_is_missing(layer); };
+    const auto layer    = chain.binding->layer;
+    ffn.asked           = ffn.inputs[0] != nullptr && ((alone_ && engine_->recording_.wants_inputs()) ||
+                                                       much_is_missing(layer + 1) || (ffn.on_host && expected(layer)));
+    for (size_t k = 0; ffn.asked && k < ffn.inputs.size() && ffn.inputs[k] != nullptr; ++k) {
+        const ggml_tensor * x = chain.inputs[k];
+        ggml_backend_tensor_get_async(gpu_.get(), x, ffn.inputs[k], 0, ggml_nbytes(x));
     }
 }
 
@@ -538,14 +634,24 @@ void GpuStream::hear_router(size_t i) {
 }
 
 // Slot numbers in the place of expert ids. Several tokens: counted from the lowest slot, for the kernels work through all
-// between the lowest and the highest.
+// between the lowest and the highest. What the CPU computes is any slot here that its token does not use otherwise.
 void GpuStream::put_slots(size_t i, const LayerStep & step) {
-    uint32_t lowest = 0, highest = 0;
+    const auto n_used = static_cast<size_t>(chains_[i].n_used());
+    uint32_t   lowest = 0;
     if (!alone_) {
-        lowest = UINT32_MAX;
+        uint32_t highest = 0;
+        lowest           = UINT32_MAX;
         for (const Wanted & w : wanted_) {
-            lowest  = std::min(lowest, step.slot_of(w.expert));
-            highest = std::max(highest, step.slot_of(w.expert));
+            if (!is_on_host(w.expert)) {
+                lowest  = std::min(lowest, step.slot_of(w.expert));
+                highest = std::max(highest, step.slot_of(w.expert));
+            }
+        }
+        if (!on_host_.empty()) {
+            const SlotStore & store = *engine_->classes_[chains_[i].layer().shape_class].store;
+            lowest                  = std::min(lowest, highest);
+            highest = std::max(highest, static_cast<uint32_t>(std::min<size_t>(store.n_slot(), lowest + n_used) - 1));
+            lowest  = std::min(lowest, highest - static_cast<uint32_t>(n_used - 1));
         }
         const size_t end = i + 1 < chains_.size() ? first_weight_[i + 1] : weights_.size();
         for (size_t w = first_weight_[i]; w < end; ++w) {
@@ -556,10 +662,90 @@ void GpuStream::put_slots(size_t i, const LayerStep & step) {
         }
     }
     auto * numbers = reinterpret_cast<int32_t *>(ffns_[i].numbers);
-    for (size_t k = 0; k < ids_.size(); ++k) {
-        numbers[k] = static_cast<int32_t>(step.slot_of(static_cast<uint32_t>(ids_[k])) - lowest);
+    for (size_t first = 0; first < ids_.size(); first += n_used) {
+        int32_t *  of_token = numbers + first;
+        const auto id       = [&](size_t rank) { return static_cast<uint32_t>(ids_[first + rank]); };
+        for (size_t rank = 0; rank < n_used; ++rank) {
+            of_token[rank] = is_on_host(id(rank)) ? -1 : static_cast<int32_t>(step.slot_of(id(rank)) - lowest);
+        }
+        int32_t unused = 0;
+        for (size_t rank = 0; rank < n_used; ++rank) {
+            if (of_token[rank] < 0) {
+                while (std::find(of_token, of_token + n_used, unused) != of_token + n_used) {
+                    ++unused;
+                }
+                of_token[rank] = unused;
+            }
+        }
     }
     ggml_backend_tensor_set_async(gpu_.get(), ffns_[i].slots, numbers, 0, ids_.size() * sizeof(int32_t));
+}
+
+bool GpuStream::is_on_host(uint32_t expert) const {
+    return std::find(on_host_.begin(), on_host_.end(), expert) != on_host_.end();
+}
+
+// Takes from the missing what the CPU shall compute: those with the fewest rows and, of these, the ones whose place in VRAM is
+// worth least.
+void GpuStream::share_out(size_t i, std::vector<Wanted> * missing, size_t n_coming) {
+    const uint32_t      layer = chains_[i].binding->layer;
+    const ExpertLayer & l     = chains_[i].layer();
+    const SlotStore &   store = *engine_->classes_[l.shape_class].store;
+    if (!ffns_[i].on_host || !ffns_[i].asked || wanted_.size() > store.n_slot()) {
+        return;
+    }
+    const auto in_ram = std::stable_partition(missing->begin(), missing->end(),
+                                              [&](const Wanted & w) { return engine_->ram_->holds(layer, w.expert); });
+    std::sort(missing->begin(), in_ram, [&](const Wanted & a, const Wanted & b) {
+        return a.pairs != b.pairs ? a.pairs < b.pairs
+                                  : store.priority(l.first + a.expert) < store.priority(l.first + b.expert);
+    });
+    std::vector<uint32_t> pairs;
+    for (auto w = missing->begin(); w != in_ram; ++w) {
+        pairs.push_back(w->pairs);
+    }
+    const double speed = engine_->link_.bytes_per_ns();
+    const double move  = speed > 0.0 ? static_cast<double>(engine_->index_.classes[l.shape_class].stride) / speed : 0.0;
+    const size_t n     = engine_->share_.how_many(pairs, n_coming + static_cast<size_t>(missing->end() - in_ram), move);
+    for (size_t k = 0; k < n; ++k) {
+        engine_->ram_->pin(layer, (*missing)[k].expert);
+        on_host_.push_back((*missing)[k].expert);
+    }
+    missing->erase(missing->begin(), missing->begin() + static_cast<std::ptrdiff_t>(n));
+}
+
+// In host memory: rows_, in the order of on_host_ from then on.
+void GpuStream::compute_on_host(ggml_cgraph * graph, size_t i) {
+    const auto                start = std::chrono::steady_clock::now();
+    const FfnChain &          chain = chains_[i];
+    std::vector<const char *> inputs(ffns_[i].inputs.begin(), ffns_[i].inputs.end());
+    const Unpatched<Patched>  as_it_was(graph, chain.begin, chain.end, patched_);
+    on_host_        = host_ffn_.compute(chain, graph, *engine_->ram_, groups_, on_host_, inputs, rows_.base(),
+                                        engine_->share_.threads());
+    uint32_t n_pair = 0;
+    for (uint32_t e : on_host_) {
+        n_pair += groups_.count(e);
+    }
+    const uint64_t ns = nanoseconds_since(start);
+    engine_->share_.computed(n_pair, ns);
+    engine_->stats_.host_pairs += n_pair;
+    engine_->stats_.host_ns += ns;
+    engine_->timeline_.until_now(PYE_SPAN_COMPUTE, chain.binding->layer, start);
+}
+
+// The CPU's rows to where the GPU has put others.
+void GpuStream::send_rows(ggml_cgraph * graph, size_t i) {
+    const FfnChain & chain = chains_[i];
+    ggml_tensor *    last  = ggml_graph_node(graph, chain.end - 1);
+    const size_t     size  = static_cast<size_t>(last->ne[0]) * sizeof(float);
+    const char *     row   = rows_.base();
+    for (uint32_t e : on_host_) {
+        for (uint32_t k = 0; k < groups_.count(e); ++k, row += size) {
+            const auto   pair = static_cast<size_t>(groups_.pairs(e)[k]), n_used = static_cast<size_t>(chain.n_used());
+            const size_t at = pair / n_used * last->nb[2] + pair % n_used * last->nb[1];
+            ggml_backend_tensor_set_async(gpu_.get(), last, row, at, size);
+        }
+    }
 }
 
 void GpuStream::look_ahead(size_t i) {
@@ -568,7 +754,7 @@ void GpuStream::look_ahead(size_t i) {
     if (ffns_[i].asked) {
         for (int64_t t = 0; t < chain.n_tokens(); ++t) {
             gate_inputs_.push_back(
-                reinterpret_cast<const float *>(ffns_[i].inputs + static_cast<size_t>(t) * chain.inputs[0]->nb[2]));
+                reinterpret_cast<const float *>(ffns_[i].inputs[0] + static_cast<size_t>(t) * chain.inputs[0]->nb[2]));
         }
     }
     engine_->look_ahead(chain.binding->layer, ids_, nullptr, gate_inputs_, chain.n_tokens());
@@ -613,7 +799,9 @@ void GpuStream::compute_in_passes(ggml_cgraph * graph, const FfnChain & chain, L
                 }
                 some.push_back(experts[k]);
             }
-            PassGraph pass(chain, slots, step, groups_, some, Multiply::ByRow, pass_tensors_, pass_, graph, chain.end);
+            PassGraph pass(
+                chain, slots, [&step](uint32_t e) { return step.slot_of(e); }, groups_, some, Multiply::ByRow,
+                pass_tensors_, pass_, graph, chain.end);
             for (const InputRows & x : inputs) {
                 pass.gather(x);
             }

@@ -12,12 +12,14 @@
 
 #include "device_room.h"
 #include "ffn_graph.h"
+#include "host_ffn.h"
 #include "layer_step.h"
 #include "row_groups.h"
 #include "scratch.h"
 
 #include "ggml-backend-impl.h"
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -48,12 +50,14 @@ class GpuStream {
     };
     // An expert FFN of the graph.
     struct Ffn {
-        bool          whole;   // its layer lies in VRAM in the order of its experts
-        ggml_tensor * slots;   // in the place of the router's ids, unless whole
-        char *        ids;     // copied from the router, in host_
-        char *        inputs;  // likewise its gate inputs; nullptr: nobody asks for them
-        bool          asked;   // for them, this time
-        char *        numbers; // of slots, to be copied to `slots`
+        bool          whole; // its layer lies in VRAM in the order of its experts
+        ggml_tensor * slots; // in the place of the router's ids, unless whole
+        char *        ids;   // copied from the router, in host_
+        // Likewise the FFN's inputs, of which the first is the router's too; nullptr: nobody asks for it.
+        std::array<char *, FfnChain::kMostInputs> inputs;
+        bool                                      on_host; // the CPU may compute some of its experts
+        bool                                      asked;   // for inputs, this time
+        char *                                    numbers; // of slots, to be copied to `slots`
 
         // Of one token whose layer is not whole.
         ggml_tensor * table;      // by expert: its slot, any if it has none
@@ -75,7 +79,8 @@ class GpuStream {
     void choose_form(ggml_cgraph * graph);
     int  end_of_piece(ggml_cgraph * graph, size_t k) const;
     bool is_whole(const FfnChain & chain) const;
-    bool wants_inputs(const FfnChain & chain) const;
+    bool foresees(const FfnChain & chain) const;
+    bool may_compute_on_host(const FfnChain & chain) const;
     void lay_out(ggml_cgraph * graph);
     void patch(ggml_cgraph * graph, size_t i);
     void compute_nodes(ggml_cgraph * graph, int begin, int end);
@@ -90,6 +95,10 @@ class GpuStream {
     void record(size_t k); // k: place in partly_
     void wait_for(size_t k);
     void put_slots(size_t i, const LayerStep & step);
+    void share_out(size_t i, std::vector<Wanted> * missing, size_t n_coming);
+    void compute_on_host(ggml_cgraph * graph, size_t i);
+    void send_rows(ggml_cgraph * graph, size_t i);
+    bool is_on_host(uint32_t expert) const;
     void look_ahead(size_t i);
     void compute_in_passes(ggml_cgraph * graph, const FfnChain & chain, LayerStep & step);
 
@@ -129,11 +138,14 @@ class GpuStream {
     DeviceRoom       inputs_; // copies for passes
     DeviceRoom       saved_;
     DevicePassMemory pass_;
+    HostRoom         rows_; // what the CPU has computed, on its way to the GPU
 
     std::vector<int32_t>       ids_; // [n_tokens][n_used], experts of the layer being computed
     RowGroups                  groups_;
     std::vector<Wanted>        wanted_;
     std::vector<const float *> gate_inputs_; // [n_tokens]
+    std::vector<uint32_t>      on_host_;     // experts of the layer being computed: pinned in RAM, for the CPU
+    HostFfn                    host_ffn_;
     std::vector<char>          pass_tensors_;
 };
 

@@ -13,7 +13,8 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer)
       store_(*engine.classes_[layer_.shape_class].store) {}
 
 // Delegates, so that the destructor unpins and waits even if this body throws.
-LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted) : LayerStep(engine, layer) {
+LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted, const Elsewhere & elsewhere)
+    : LayerStep(engine, layer) {
     Prefetcher & prefetcher = *engine_.prefetcher_;
     prefetcher.settle();
     prefetcher.spoken(layer, wanted);
@@ -39,6 +40,9 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> 
                 missing.push_back(w);
             }
         }
+    }
+    if (elsewhere && !missing.empty()) {
+        elsewhere(&missing, n_loading_);
     }
     std::sort(missing.begin(), missing.end(), [](const Wanted & a, const Wanted & b) {
         return a.pairs != b.pairs ? a.pairs < b.pairs : a.expert > b.expert;

@@ -37,10 +37,11 @@ size_t PassGraph::row_size(const FfnChain & chain, ggml_cgraph * theirs, int end
     return size;
 }
 
-PassGraph::PassGraph(const FfnChain & chain, const SlotMemory & slots, const LayerStep & step, const RowGroups & groups,
+PassGraph::PassGraph(const FfnChain & chain, const SlotMemory & slots,
+                     const std::function<uint32_t(uint32_t)> & slot_of, const RowGroups & groups,
                      const std::vector<uint32_t> & experts, Multiply how, std::vector<char> & tensors,
                      PassMemory & memory, ggml_cgraph * theirs, int end)
-    : chain_(chain), slots_(slots), memory_(memory), step_(step), groups_(groups), experts_(experts), how_(how),
+    : chain_(chain), slots_(slots), memory_(memory), slot_of_(slot_of), groups_(groups), experts_(experts), how_(how),
       theirs_(theirs), end_(end), one_(chain.n_tokens() == 1), n_row_(count_rows(groups, experts)),
       n1_(one_ ? n_row_ : 1), n2_(one_ ? 1 : n_row_),
       context_(context_in(tensors, count_tensors(chain, experts.size(), how, end))),
@@ -64,12 +65,12 @@ PassGraph::PassGraph(const FfnChain & chain, const SlotMemory & slots, const Lay
     Pieces       here(memory.lists(size));
     layout(here, &flat, {&flat32, &token, &expert, &slot});
     if (how == Multiply::ByRow) {
-        lowest_ = step.slot_of(experts.front());
-        n_slot_ = step.slot_of(experts.back()) - lowest_ + 1;
+        lowest_ = slot_of(experts.front());
+        n_slot_ = slot_of(experts.back()) - lowest_ + 1;
     }
     size_t row = 0;
     for (uint32_t e : experts) {
-        const auto in_slot = static_cast<int32_t>(step.slot_of(e) - lowest_);
+        const auto in_slot = static_cast<int32_t>(slot_of(e) - lowest_);
         for (uint32_t i = 0; i < groups.count(e); ++i, ++row) {
             const int32_t pair = groups.pairs(e)[i];
             flat[row]          = pair;
@@ -156,7 +157,7 @@ ggml_tensor * PassGraph::multiply(const ggml_tensor * like, uint32_t place, bool
         ggml_tensor * rows = with_data(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, x->ne[0], n), from);
         rows->nb[1]        = x->nb[2];
         rows->nb[2] = rows->nb[3] = x->nb[2] * n;
-        finish(ggml_mul_mat(ctx, view(step_.slot_of(e), 1), rows), to);
+        finish(ggml_mul_mat(ctx, view(slot_of_(e), 1), rows), to);
         from += x->nb[2] * n;
         to += out->nb[2] * n;
     }
@@ -167,7 +168,8 @@ ggml_tensor * PassGraph::same_operation(const ggml_tensor * t) {
     ggml_context * ctx = context_.get();
     ggml_tensor *  r   = nullptr;
     if (t->op == GGML_OP_ADD_ID) {
-        r = ggml_add_id(ctx, here(t->src[0]), t->src[1], ids(expert_)); // biases keep the model's expert ids
+        ggml_tensor * biases = copy_of_ ? copy_of_(t->src[1]) : t->src[1];
+        r                    = ggml_add_id(ctx, here(t->src[0]), biases, ids(expert_)); // they keep the model's ids
     } else {
         r     = ggml_new_tensor_3d(ctx, t->type, t->ne[0], n1_, n2_);
         r->op = t->op;

@@ -3,12 +3,12 @@
 #pragma once
 
 #include "ffn_graph.h"
-#include "layer_step.h"
 #include "pass_memory.h"
 #include "row_groups.h"
 #include "scratch.h"
 #include "slot_memory.h"
 
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -33,14 +33,18 @@ class PassGraph {
   public:
     // Rows are in the order of `experts`, and of pairs within each. ByRow: experts in slot order. The two memories are
     // kept by the caller from pass to pass, and must outlive the graph.
-    PassGraph(const FfnChain & chain, const SlotMemory & slots, const LayerStep & step, const RowGroups & groups,
-              const std::vector<uint32_t> & experts, Multiply how, std::vector<char> & tensors, PassMemory & memory,
-              ggml_cgraph * theirs, int end);
+    // Where `slot_of` says, in `slots`.
+    PassGraph(const FfnChain & chain, const SlotMemory & slots, const std::function<uint32_t(uint32_t)> & slot_of,
+              const RowGroups & groups, const std::vector<uint32_t> & experts, Multiply how,
+              std::vector<char> & tensors, PassMemory & memory, ggml_cgraph * theirs, int end);
 
     PassGraph(const PassGraph &)             = delete;
     PassGraph & operator=(const PassGraph &) = delete;
 
     int64_t n_rows() const { return n_row_; }
+
+    // Before anything is added: biases are read from what this gives for them.
+    void use_copies(std::function<ggml_tensor *(ggml_tensor *)> copy_of) { copy_of_ = std::move(copy_of); }
 
     void gather(const InputRows & input);
     // The chain's nodes and those behind it, up to `end`. The last one's rows go to `result`, in the pass's order, or into
@@ -64,18 +68,18 @@ class PassGraph {
     ggml_tensor *        multiply(const ggml_tensor * like, uint32_t place, bool pair, void * result);
     ggml_tensor *        same_operation(const ggml_tensor * t);
 
-    const FfnChain &              chain_;
-    const SlotMemory &            slots_;
-    PassMemory &                  memory_;
-    const LayerStep &             step_;
-    const RowGroups &             groups_;
-    const std::vector<uint32_t> & experts_;
-    const Multiply                how_;
-    ggml_cgraph * const           theirs_;
-    const int                     end_;
-    const bool                    one_; // token: ranks stay ranks, else every pair becomes a token of one rank
-    int64_t                       n_row_ = 0, n1_ = 0, n2_ = 0;
-    uint32_t                      lowest_ = 0, n_slot_ = 0; // slots spanned; ByRow
+    const FfnChain &                        chain_;
+    const SlotMemory &                      slots_;
+    PassMemory &                            memory_;
+    const std::function<uint32_t(uint32_t)> slot_of_;
+    const RowGroups &                       groups_;
+    const std::vector<uint32_t> &           experts_;
+    const Multiply                          how_;
+    ggml_cgraph * const                     theirs_;
+    const int                               end_;
+    const bool one_; // token: ranks stay ranks, else every pair becomes a token of one rank
+    int64_t    n_row_ = 0, n1_ = 0, n2_ = 0;
+    uint32_t   lowest_ = 0, n_slot_ = 0; // slots spanned; ByRow
 
     ContextPtr    context_;
     ggml_cgraph * graph_;
@@ -83,6 +87,8 @@ class PassGraph {
     // The pairs, in the notations that the operations want. Where the kernels find them, which the processor may not.
     int64_t * flat_; // token * n_used + rank
     int32_t * flat32_, *token_, *expert_, *slot_;
+
+    std::function<ggml_tensor *(ggml_tensor *)> copy_of_;
 
     std::vector<std::pair<const ggml_tensor *, ggml_tensor *>> compact_; // the graph's tensor -> the pass's
 };

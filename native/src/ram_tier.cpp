@@ -48,6 +48,13 @@ const uint8_t * RamTier::find(uint32_t layer, uint32_t expert) {
     return at(layer, slot);
 }
 
+void RamTier::computed(uint32_t layer, uint32_t expert) { class_of(layer).store.unpin(slot_of(layer, expert)); }
+
+RamSlots RamTier::slots(uint32_t layer) {
+    const Class & k = class_of(layer);
+    return {index_.layers[layer], index_.classes[index_.layers[layer].shape_class].stride, k.base, k.buffer};
+}
+
 uint8_t * RamTier::claim(uint32_t layer, uint32_t expert) {
     SlotStore & store = class_of(layer).store;
     if (store.n_slot() == 0 || store.slot_of(dense(layer, expert)) != SlotStore::kNone) {

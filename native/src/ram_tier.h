@@ -7,6 +7,7 @@
 #pragma once
 
 #include "expert_index.h"
+#include "ram_slots.h"
 #include "slot_store.h"
 
 #include "ggml-backend.h"
@@ -26,6 +27,12 @@ class RamTier {
 
     // The bytes of an expert that is here, which stay until landed() is called for it; nullptr if it is not.
     const uint8_t * find(uint32_t layer, uint32_t expert);
+    // The same for an expert that the CPU computes where it is: pinned until computed() is called for it.
+    void     pin(uint32_t layer, uint32_t expert) { find(layer, expert); }
+    void     computed(uint32_t layer, uint32_t expert);
+    bool     holds(uint32_t layer, uint32_t expert) { return class_of(layer).store.ready(dense(layer, expert)); }
+    uint32_t slot_of(uint32_t layer, uint32_t expert) { return class_of(layer).store.slot_of(dense(layer, expert)); }
+    RamSlots slots(uint32_t layer); // of its shape class
     // Room for an absent expert, whose bytes are written until landed() is called for it; nullptr: none to be had.
     uint8_t * claim(uint32_t layer, uint32_t expert);
     // What find() or claim() began has ended; if in good order, the expert is in VRAM now.

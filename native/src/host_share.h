@@ -1,0 +1,35 @@
+// Of the experts that a step misses in VRAM and finds in RAM: which are moved, and which are computed by the CPU where they
+// are, at the same time (HybriMoE's scheduling, Fiddler's choice). Both costs are measured while running: what the link
+// moves while it is busy, and what the CPU needs for a (token, rank) pair.
+//
+// The engine's lock covers it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace pye {
+
+class HostShare {
+  public:
+    // Threads that compute; 0: everything is moved.
+    void set_threads(int n) { n_threads_ = n; }
+    int  threads() const { return n_threads_; }
+
+    // How many of the missing the CPU computes: the first ones. `pairs`: of each, in the order in which the CPU would take
+    // them. The link moves the others, `n_coming` more in any case, and takes `link_ns` for each; 0: nobody knows yet.
+    size_t how_many(const std::vector<uint32_t> & pairs, size_t n_coming, double link_ns);
+    // So many pairs took so long.
+    void computed(uint32_t n_pair, uint64_t ns);
+
+    double ns_per_pair() const { return ns_per_pair_; }
+
+  private:
+    int      n_threads_   = 0;
+    double   ns_per_pair_ = 0.0;
+    uint32_t n_measured_  = 0;
+    uint32_t n_asked_     = 0;
+};
+
+} // namespace pye
