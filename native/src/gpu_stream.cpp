@@ -106,10 +106,13 @@ template <class Patched> class Restored {
 } // namespace
 
 GpuStream::GpuStream(ggml_backend_t gpu)
-    : gpu_(gpu, ggml_backend_free), host_(gpu), slots_(gpu), inputs_(gpu), saved_(gpu), pass_(gpu), rows_(gpu) {
-    for (auto & event : events_) {
-        event.reset(ggml_backend_event_new(ggml_backend_get_device(gpu)));
+    : gpu_(gpu, ggml_backend_free), host_(gpu), slots_(gpu), inputs_(gpu), saved_(gpu), told_(gpu), pass_(gpu),
+      rows_(gpu) {
+    ggml_backend_dev_t device = ggml_backend_get_device(gpu);
+    for (Event * event : {&events_[0], &events_[1], &copied_[0], &copied_[1]}) {
+        event->reset(ggml_backend_event_new(device));
     }
+    copies_.reset(ggml_backend_dev_init(device, nullptr));
 }
 
 void GpuStream::set_abort_callback(ggml_abort_callback callback, void * data) {
@@ -151,6 +154,11 @@ ggml_status GpuStream::compute(ggml_cgraph * graph) {
 }
 
 void GpuStream::run(ggml_cgraph * graph) {
+    if (unsettled_) { // the last one was left by an exception
+        ggml_backend_synchronize(gpu_.get());
+        ggml_backend_synchronize(copies_.get());
+        unsettled_ = false;
+    }
     choose_form(graph);
     const Restored<Patched> restored(patched_);
     for (size_t i = 0; i < chains_.size(); ++i) {
@@ -186,6 +194,7 @@ void GpuStream::run_token(ggml_cgraph * graph) {
             record(k + 1);
         }
     };
+    unsettled_ = true;
     compute_nodes(graph, 0, chains_[partly_[0]].begin);
     ask_router(partly_[0]);
     record(0);
@@ -196,7 +205,9 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         const bool       ahead = here >= kAhead && ffns_[i].back.graph != nullptr;
         if (ahead) {
             begin_ahead(graph, i);
-            ask_next(k);
+            if (k + 1 < partly_.size()) {
+                ask_told(k + 1);
+            }
             ++engine_->stats_.begun_ahead;
         }
         if (heard) {
@@ -223,6 +234,13 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         }
         if (ahead) {
             ++engine_->stats_.computed_again;
+            if (k + 1 < partly_.size()) { // the next router's word comes again, to the same place
+                if (copied_[(k + 1) % 2]) {
+                    ggml_backend_event_wait(gpu_.get(), copied_[(k + 1) % 2].get());
+                } else {
+                    ggml_backend_synchronize(copies_.get());
+                }
+            }
             submit(ffns_[i].back);
         }
         put_slots(i, *computing);
@@ -241,6 +259,7 @@ void GpuStream::run_token(ggml_cgraph * graph) {
     look_ahead(*heard);
     ggml_backend_synchronize(gpu_.get());
     ++engine_->stats_.syncs;
+    unsettled_ = false;
 }
 
 void GpuStream::run_tokens(ggml_cgraph * graph) {
@@ -427,7 +446,17 @@ void GpuStream::lay_out(ggml_cgraph * graph) {
 // slots, and a graph that puts it back.
 void GpuStream::prepare_repeats(ggml_cgraph * graph) {
     std::vector<std::vector<MemoryRange>> ranges(partly_.size());
-    size_t                                size = 0, n_tensor = 0;
+    size_t                                size = 0, n_tensor = 0, told = 0;
+    const auto                            told_size = [&](size_t k) { // by the router of partly_[k]
+        size_t n = 0;
+        if (k < partly_.size()) {
+            n += Pieces::rounded(ggml_nbytes(chains_[partly_[k]].ids));
+            for (size_t x = 0; x < FfnChain::kMostInputs && ffns_[partly_[k]].inputs[x] != nullptr; ++x) {
+                n += Pieces::rounded(ggml_nbytes(chains_[partly_[k]].inputs[x]));
+            }
+        }
+        return n;
+    };
     for (size_t k = 0; k < partly_.size(); ++k) {
         const int begin = chains_[partly_[k]].begin;
         const int end   = end_of_piece(graph, k);
@@ -438,11 +467,13 @@ void GpuStream::prepare_repeats(ggml_cgraph * graph) {
         for (const MemoryRange & r : ranges[k]) {
             size += Pieces::rounded(r.size);
         }
-        n_tensor += 6 * ranges[k].size() + 4;
+        n_tensor += 6 * ranges[k].size() + 4 + 3 * (1 + FfnChain::kMostInputs);
+        told += told_size(k + 1);
         ffns_[partly_[k]].back.uid = ggml_graph_next_uid(); // to be made
     }
     saved_.reserve(std::max<size_t>(size, 1));
-    Pieces room(saved_.base());
+    told_.reserve(std::max<size_t>(told, 1));
+    Pieces room(saved_.base()), told_room(told_.base());
     asides_.reset();
     const size_t graphs = partly_.size() * (ggml_graph_overhead_custom(kMostAside, false) + 64);
     aside_memory_.resize(std::max(aside_memory_.size(), n_tensor * ggml_tensor_overhead() + graphs));
@@ -482,6 +513,21 @@ void GpuStream::prepare_repeats(ggml_cgraph * graph) {
         }
         for (int n = chain.begin; n < end_of_piece(graph, k); ++n) {
             ffn.ahead.push_back(ggml_graph_node(graph, n));
+        }
+        if (k + 1 < partly_.size()) {
+            const FfnChain & next = chains_[partly_[k + 1]];
+            Ffn &            its  = ffns_[partly_[k + 1]];
+            const auto       keep = [&](const ggml_tensor * t) {
+                const size_t  bytes  = ggml_nbytes(t);
+                ggml_tensor * theirs = raw(static_cast<char *>(t->data), bytes, t->buffer);
+                ggml_tensor * ours   = raw(told_room.take(bytes), bytes, told_.buffer());
+                ffn.ahead.push_back(node(ggml_cpy(ctx, theirs, ours), ours));
+                return ours;
+            };
+            its.told_ids = keep(next.ids);
+            for (size_t x = 0; x < its.inputs.size() && its.inputs[x] != nullptr; ++x) {
+                its.told_inputs[x] = keep(next.inputs[x]);
+            }
         }
         ffn.ahead_uid = ggml_graph_next_uid();
     }
@@ -580,33 +626,60 @@ bool GpuStream::was_right(const FfnChain & chain, const LayerStep & step) const 
 }
 
 void GpuStream::record(size_t k) {
+    by_copies_[k % 2] = false;
     if (events_[k % 2]) {
         ggml_backend_event_record(events_[k % 2].get(), gpu_.get());
     }
 }
 
 void GpuStream::wait_for(size_t k) {
-    if (events_[k % 2]) {
-        ggml_backend_event_synchronize(events_[k % 2].get());
+    const bool    by_copies = by_copies_[k % 2];
+    const Event & event     = (by_copies ? copied_ : events_)[k % 2];
+    if (event) {
+        ggml_backend_event_synchronize(event.get());
     } else {
-        ggml_backend_synchronize(gpu_.get());
+        ggml_backend_synchronize(by_copies ? copies_.get() : gpu_.get());
     }
     ++engine_->stats_.syncs;
+}
+
+bool GpuStream::wants_its_inputs(size_t i) const {
+    const Ffn &    ffn   = ffns_[i];
+    const uint32_t layer = chains_[i].binding->layer;
+    return ffn.inputs[0] != nullptr && ((alone_ && engine_->recording_.wants_inputs()) || much_is_missing(layer + 1) ||
+                                        (ffn.on_host && (!alone_ || much_is_missing(layer))));
 }
 
 // What the router has chosen, and seen, is copied as soon as it is there.
 void GpuStream::ask_router(size_t i) {
     const FfnChain & chain = chains_[i];
-    ggml_backend_tensor_get_async(gpu_.get(), chain.ids, ffns_[i].ids, 0, ggml_nbytes(chain.ids));
-    Ffn &      ffn      = ffns_[i];
-    const auto expected = [this](uint32_t layer) { return !alone_ || much_is_missing(layer); };
-    const auto layer    = chain.binding->layer;
-    ffn.asked           = ffn.inputs[0] != nullptr && ((alone_ && engine_->recording_.wants_inputs()) ||
-                                                       much_is_missing(layer + 1) || (ffn.on_host && expected(layer)));
+    Ffn &            ffn   = ffns_[i];
+    ggml_backend_tensor_get_async(gpu_.get(), chain.ids, ffn.ids, 0, ggml_nbytes(chain.ids));
+    ffn.asked = wants_its_inputs(i);
     for (size_t k = 0; ffn.asked && k < ffn.inputs.size() && ffn.inputs[k] != nullptr; ++k) {
-        const ggml_tensor * x = chain.inputs[k];
-        ggml_backend_tensor_get_async(gpu_.get(), x, ffn.inputs[k], 0, ggml_nbytes(x));
+        ggml_backend_tensor_get_async(gpu_.get(), chain.inputs[k], ffn.inputs[k], 0, ggml_nbytes(chain.inputs[k]));
     }
+}
+
+// The same from where a piece that was begun ahead has left it, beside the next piece and not before it.
+void GpuStream::ask_told(size_t k) {
+    Ffn & ffn = ffns_[partly_[k]];
+    if (events_[k % 2]) {
+        ggml_backend_event_record(events_[k % 2].get(), gpu_.get());
+        ggml_backend_event_wait(copies_.get(), events_[k % 2].get());
+    } else {
+        ggml_backend_synchronize(gpu_.get());
+    }
+    ggml_backend_tensor_get_async(copies_.get(), ffn.told_ids, ffn.ids, 0, ggml_nbytes(ffn.told_ids));
+    ffn.asked = wants_its_inputs(partly_[k]);
+    for (size_t n = 0; ffn.asked && n < ffn.inputs.size() && ffn.inputs[n] != nullptr; ++n) {
+        ggml_backend_tensor_get_async(copies_.get(), ffn.told_inputs[n], ffn.inputs[n], 0,
+                                      ggml_nbytes(ffn.told_inputs[n]));
+    }
+    if (copied_[k % 2]) {
+        ggml_backend_event_record(copied_[k % 2].get(), copies_.get());
+    }
+    by_copies_[k % 2] = true;
 }
 
 bool GpuStream::much_is_missing(uint32_t layer) const {
@@ -745,6 +818,7 @@ void GpuStream::send_rows(ggml_cgraph * graph, size_t i) {
             const size_t at = pair / n_used * last->nb[2] + pair % n_used * last->nb[1];
             ggml_backend_tensor_set_async(gpu_.get(), last, row, at, size);
         }
+        engine_->prefetcher_->promote(chain.binding->layer, e);
     }
 }
 

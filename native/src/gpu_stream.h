@@ -65,9 +65,13 @@ class GpuStream {
         bool          table_sent;
         char *        guessed; // as `numbers`, in a replay
         Aside         back;    // puts back what the piece has overwritten; none: the piece cannot be repeated
-        // The piece with what must go before: it saves what it will overwrite, and turns ids into slots.
+        // The piece with what must go before: it saves what it will overwrite, and turns ids into slots. And behind it: what
+        // the next router says and sees is kept where nothing overwrites it.
         std::vector<ggml_tensor *> ahead;
         uint64_t                   ahead_uid;
+        // Where that is; nullptr: no piece before this layer is begun ahead.
+        ggml_tensor *                                    told_ids;
+        std::array<ggml_tensor *, FfnChain::kMostInputs> told_inputs;
     };
     struct Patched {
         ggml_tensor *node, *weight, *ids;
@@ -86,6 +90,8 @@ class GpuStream {
     void compute_nodes(ggml_cgraph * graph, int begin, int end);
     void submit(ggml_cgraph * graph);
     void ask_router(size_t i);
+    void ask_told(size_t k); // k: place in partly_
+    bool wants_its_inputs(size_t i) const;
     void hear_router(size_t i);
     void prepare_repeats(ggml_cgraph * graph);
     void begin_ahead(ggml_cgraph * graph, size_t i);
@@ -131,12 +137,22 @@ class GpuStream {
     struct EventFree {
         void operator()(ggml_backend_event * e) const { ggml_backend_event_free(e); }
     };
-    std::unique_ptr<ggml_backend_event, EventFree> events_[2]; // by turns; none: the device has none
+    using Event = std::unique_ptr<ggml_backend_event, EventFree>;
+    // By turns. A piece has been computed; what its router says has been copied. None: the device has none.
+    Event events_[2], copied_[2];
+    // A stream of its own for copies to the host, which the next piece need not wait for.
+    struct BackendFree {
+        void operator()(ggml_backend_t b) const { ggml_backend_free(b); }
+    };
+    std::unique_ptr<ggml_backend, BackendFree> copies_;
+    bool                                       by_copies_[2] = {};    // by turns: which stream copies
+    bool                                       unsettled_    = false; // copies may be under way
 
     HostRoom         host_;
     DeviceRoom       slots_;
     DeviceRoom       inputs_; // copies for passes
     DeviceRoom       saved_;
+    DeviceRoom       told_;
     DevicePassMemory pass_;
     HostRoom         rows_; // what the CPU has computed, on its way to the GPU
 

@@ -386,7 +386,7 @@ void Prefetcher::guess(Guesser & guesser, const std::vector<uint32_t> & experts,
         guesser.pending.push_back({expert, rank, stands});
         const bool worth = pays(target, expert, chance, kind);
         guesser.idle     = guesser.idle && !worth;
-        if (worth && begins && n + 1.0f <= room_ && begin(target, expert, kind)) {
+        if (worth && begins && n + 1.0f <= room_ && begin(target, expert, kind, true)) {
             store.expect(dense(target, expert));
             n += 1.0f;
         }
@@ -403,7 +403,7 @@ void Prefetcher::expect(uint32_t layer, const std::vector<uint32_t> & experts, b
     SlotStore & store = store_of(layer);
     for (uint32_t expert : experts) {
         if (store.slot_of(dense(layer, expert)) == SlotStore::kNone) {
-            begin(layer, expert, Keep);
+            begin(layer, expert, Keep, false);
         }
     }
 }
@@ -417,16 +417,25 @@ void Prefetcher::stream(uint32_t layer) {
         }
     }
     for (uint32_t e = 0; e < n_expert; ++e) {
-        if (store.slot_of(dense(layer, e)) == SlotStore::kNone && !begin(layer, e, Many)) {
+        if (store.slot_of(dense(layer, e)) == SlotStore::kNone && !begin(layer, e, Many, true)) {
             return;
         }
     }
 }
 
-bool Prefetcher::begin(uint32_t layer, uint32_t expert, Kind kind) {
+void Prefetcher::promote(uint32_t layer, uint32_t expert) {
+    SlotStore &    store  = store_of(layer);
+    const uint32_t leaves = store.would_leave(dense(layer, expert));
+    const bool better = leaves == SlotStore::kNone || store.priority(leaves) <= store.priority(dense(layer, expert));
+    if (getenv("PYE_NOPROMOTE") == nullptr && loads_.empty() && better && store.slot_of(dense(layer, expert)) == SlotStore::kNone) {
+        begin(layer, expert, Keep, true);
+    }
+}
+
+bool Prefetcher::begin(uint32_t layer, uint32_t expert, Kind kind, bool evict) {
     SlotStore &    store   = store_of(layer);
     uint32_t       evicted = SlotStore::kNone;
-    const uint32_t slot    = store.claim_for_prefetch(dense(layer, expert), kind != Keep, &evicted);
+    const uint32_t slot    = store.claim_for_prefetch(dense(layer, expert), evict, &evicted);
     if (slot == SlotStore::kNone) {
         return false;
     }

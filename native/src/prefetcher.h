@@ -61,6 +61,9 @@ class Prefetcher {
     // Experts that somebody else expects, likeliest first: in the layer's next step; or with `keep` some time, and then only
     // as far as there are empty slots.
     void expect(uint32_t layer, const std::vector<uint32_t> & experts, bool keep);
+    // An expert has been computed elsewhere that the policy would rather have here than its victim: it comes if nothing else
+    // is under way.
+    void promote(uint32_t layer, uint32_t expert);
     // All experts of this layer are needed next, or nearly: what is absent is loaded, what is here stays.
     void                       stream(uint32_t layer);
     const pye_prefetch_rules & rules() const { return rules_; }
@@ -124,7 +127,7 @@ class Prefetcher {
 
     void                  guess(Guesser & guesser, const std::vector<uint32_t> & experts, bool begins, Kind kind);
     bool                  pays(uint32_t target, uint32_t expert, float chance, Kind kind);
-    bool                  begin(uint32_t layer, uint32_t expert, Kind kind);
+    bool                  begin(uint32_t layer, uint32_t expert, Kind kind, bool evict);
     void                  moved(Kind kind, float share);
     std::vector<uint32_t> votes(Predictor & predictor, const std::vector<const float *> & inputs);
     std::vector<uint32_t> replayed(uint32_t target, const std::vector<int32_t> & ids);
