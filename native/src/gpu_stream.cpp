@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <optional>
 
 namespace pye {
@@ -188,16 +189,17 @@ void GpuStream::run_token(ggml_cgraph * graph) {
     for (size_t i : partly_) {
         patch(graph, i);
     }
-    const auto ask_next = [&](size_t k) {
-        if (k + 1 < partly_.size()) {
-            ask_router(partly_[k + 1]);
-            record(k + 1);
+    const auto ask = [&](size_t k, bool told) { // the router of partly_[k]
+        if (k < partly_.size()) {
+            if (!told) {
+                submit(ffns_[partly_[k]].tell);
+            }
+            ask_told(k);
         }
     };
     unsettled_ = true;
     compute_nodes(graph, 0, chains_[partly_[0]].begin);
-    ask_router(partly_[0]);
-    record(0);
+    ask(0, false);
     for (size_t k = 0; k < partly_.size(); ++k) {
         const size_t     i     = partly_[k];
         const FfnChain & chain = chains_[i];
@@ -205,9 +207,7 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         const bool       ahead = here >= kAhead && ffns_[i].back.graph != nullptr;
         if (ahead) {
             begin_ahead(graph, i);
-            if (k + 1 < partly_.size()) {
-                ask_told(k + 1);
-            }
+            ask(k + 1, true);
             ++engine_->stats_.begun_ahead;
         }
         if (heard) {
@@ -254,7 +254,7 @@ void GpuStream::run_token(ggml_cgraph * graph) {
             send_rows(graph, i);
         }
         compute_nodes(graph, from, end_of_piece(graph, k));
-        ask_next(k);
+        ask(k + 1, false);
     }
     look_ahead(*heard);
     ggml_backend_synchronize(gpu_.get());
@@ -442,92 +442,126 @@ void GpuStream::lay_out(ggml_cgraph * graph) {
     }
 }
 
-// For every piece that can be computed twice: the piece with nodes before it that save what it will overwrite and turn ids into
-// slots, and a graph that puts it back.
+// What goes beside llama.cpp's nodes. Before every layer: what its router says and sees is kept where nothing overwrites it.
+// For every piece that can be computed twice: the piece with nodes before it that save what it will overwrite, and turn ids
+// into slots, and a graph that puts it back.
 void GpuStream::prepare_repeats(ggml_cgraph * graph) {
-    std::vector<std::vector<MemoryRange>> ranges(partly_.size());
-    size_t                                size = 0, n_tensor = 0, told = 0;
-    const auto                            told_size = [&](size_t k) { // by the router of partly_[k]
-        size_t n = 0;
-        if (k < partly_.size()) {
-            n += Pieces::rounded(ggml_nbytes(chains_[partly_[k]].ids));
-            for (size_t x = 0; x < FfnChain::kMostInputs && ffns_[partly_[k]].inputs[x] != nullptr; ++x) {
-                n += Pieces::rounded(ggml_nbytes(chains_[partly_[k]].inputs[x]));
-            }
-        }
-        return n;
+    const size_t                          n = partly_.size();
+    std::vector<std::vector<MemoryRange>> told(n), saved(n), back(n);
+    size_t                                n_saved = 0, n_told = 0, n_tensor = 0;
+    const auto                            size_of = [](const std::vector<MemoryRange> & ranges) {
+        return std::accumulate(ranges.begin(), ranges.end(), size_t{0},
+                               [](size_t sum, const MemoryRange & r) { return sum + r.size; });
     };
-    for (size_t k = 0; k < partly_.size(); ++k) {
-        const int begin = chains_[partly_[k]].begin;
-        const int end   = end_of_piece(graph, k);
-        if (!can_be_repeated(graph, begin, end)) {
+    for (size_t k = 0; k < n; ++k) {
+        const FfnChain & chain = chains_[partly_[k]];
+        Ffn &            ffn   = ffns_[partly_[k]];
+        for (size_t x = 0; x < ffn.inputs.size() && ffn.inputs[x] != nullptr; ++x) {
+            told[k].push_back(range_of(chain.inputs[x]));
+        }
+        told[k].push_back(range_of(chain.ids));
+        n_told += Pieces::rounded(size_of(told[k]));
+        n_tensor += 4 * told[k].size();
+        const int begin = chain.begin, end = end_of_piece(graph, k);
+        back[k] = overwritten_inputs(graph, begin, end);
+        if (!can_be_repeated(graph, begin, end) || back[k].size() > kMostAside ||
+            std::any_of(back[k].begin(), back[k].end(),
+                        [](const MemoryRange & r) { return r.size % sizeof(float) != 0; })) {
             continue;
         }
-        ranges[k] = overwritten_inputs(graph, begin, end);
-        for (const MemoryRange & r : ranges[k]) {
-            size += Pieces::rounded(r.size);
+        for (const MemoryRange & r : back[k]) {
+            if (std::none_of(told[k].begin(), told[k].end(), [&r](const MemoryRange & t) { return same(r, t); })) {
+                saved[k].push_back(r);
+            }
         }
-        n_tensor += 6 * ranges[k].size() + 4 + 3 * (1 + FfnChain::kMostInputs);
-        told += told_size(k + 1);
-        ffns_[partly_[k]].back.uid = ggml_graph_next_uid(); // to be made
+        n_saved += Pieces::rounded(size_of(saved[k]));
+        n_tensor += 8 * back[k].size() + 4;
+        ffn.back.uid = ggml_graph_next_uid(); // to be made
     }
-    saved_.reserve(std::max<size_t>(size, 1));
-    told_.reserve(std::max<size_t>(told, 1));
-    Pieces room(saved_.base()), told_room(told_.base());
+    saved_.reserve(std::max<size_t>(n_saved, 1));
+    told_.reserve(std::max<size_t>(n_told, 1));
+    Pieces saved_room(saved_.base()), told_room(told_.base());
     asides_.reset();
-    const size_t graphs = partly_.size() * (ggml_graph_overhead_custom(kMostAside, false) + 64);
+    const size_t graphs = 2 * n * (ggml_graph_overhead_custom(kMostAside, false) + 64);
     aside_memory_.resize(std::max(aside_memory_.size(), n_tensor * ggml_tensor_overhead() + graphs));
     asides_            = ContextPtr(ggml_init({aside_memory_.size(), aside_memory_.data(), /*no_alloc=*/true}));
     ggml_context * ctx = asides_.get();
     const auto     raw = [ctx](char * at, size_t bytes, ggml_backend_buffer_t buffer) {
-        ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, static_cast<int64_t>(bytes / sizeof(int32_t)));
+        ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, static_cast<int64_t>(bytes / sizeof(float)));
         t->data         = at;
         t->buffer       = buffer;
         return t;
     };
-    const auto node = [](ggml_tensor * t, const ggml_tensor * at) {
+    const auto theirs = [&](const MemoryRange & r) { return raw(r.begin, r.size, r.buffer); };
+    const auto node   = [](ggml_tensor * t, const ggml_tensor * at) {
         t->data   = at->data;
         t->buffer = at->buffer;
         t->flags |= GGML_TENSOR_FLAG_COMPUTE;
         return t;
     };
-    for (size_t k = 0; k < partly_.size(); ++k) {
+    // Copies of the ranges, one behind the other; two at a time, which is one kernel.
+    const auto keep = [&](const std::vector<MemoryRange> & ranges, char * to, ggml_backend_buffer_t buffer) {
+        std::vector<ggml_tensor *> nodes;
+        for (size_t i = 0; i < ranges.size(); i += 2) {
+            const bool    two  = i + 1 < ranges.size();
+            const size_t  size = ranges[i].size + (two ? ranges[i + 1].size : 0);
+            ggml_tensor * ours = raw(to, size, buffer);
+            nodes.push_back(node(two ? ggml_concat(ctx, theirs(ranges[i]), theirs(ranges[i + 1]), 0)
+                                     : ggml_cpy(ctx, theirs(ranges[i]), ours),
+                                 ours));
+            to += size;
+        }
+        return nodes;
+    };
+    const auto place_in = [](const std::vector<MemoryRange> & ranges, const MemoryRange & r, size_t * at) {
+        *at = 0;
+        for (const MemoryRange & one : ranges) {
+            if (same(one, r)) {
+                return true;
+            }
+            *at += one.size;
+        }
+        return false;
+    };
+    std::vector<std::vector<ggml_tensor *>> telling(n);
+    for (size_t k = 0; k < n; ++k) {
+        Ffn &  ffn  = ffns_[partly_[k]];
+        char * at   = told_room.take(size_of(told[k]));
+        telling[k]  = keep(told[k], at, told_.buffer());
+        ffn.tell    = {ggml_new_graph_custom(ctx, kMostAside, false), ggml_graph_next_uid()};
+        ffn.told_at = at;
+        for (ggml_tensor * t : telling[k]) {
+            ggml_graph_add_node(ffn.tell.graph, t);
+        }
+    }
+    for (size_t k = 0; k < n; ++k) {
         const FfnChain & chain = chains_[partly_[k]];
         Ffn &            ffn   = ffns_[partly_[k]];
-        if (ffn.back.uid == 0 || ranges[k].size() > kMostAside ||
-            std::any_of(ranges[k].begin(), ranges[k].end(),
-                        [](const MemoryRange & r) { return r.size % sizeof(int32_t) != 0; })) {
+        if (ffn.back.uid == 0) {
             continue;
         }
+        char * at      = saved_room.take(size_of(saved[k]));
+        ffn.ahead      = keep(saved[k], at, saved_.buffer());
         ffn.back.graph = ggml_new_graph_custom(ctx, kMostAside, false);
-        ffn.ahead.clear();
-        for (const MemoryRange & r : ranges[k]) {
-            ggml_tensor * theirs = raw(r.begin, r.size, r.buffer);
-            ggml_tensor * ours   = raw(room.take(r.size), r.size, saved_.buffer());
-            ffn.ahead.push_back(node(ggml_cpy(ctx, theirs, ours), ours));
-            ggml_graph_add_node(ffn.back.graph, node(ggml_cpy(ctx, ours, theirs), theirs));
+        for (const MemoryRange & r : back[k]) {
+            size_t        offset;
+            ggml_tensor * ours = place_in(saved[k], r, &offset)  ? raw(at + offset, r.size, saved_.buffer())
+                                 : place_in(told[k], r, &offset) ? raw(ffn.told_at + offset, r.size, told_.buffer())
+                                                                 : nullptr;
+            GGML_ASSERT(ours != nullptr);
+            ggml_tensor * its = theirs(r);
+            ggml_graph_add_node(ffn.back.graph, node(ggml_cpy(ctx, ours, its), its));
         }
         if (!engine_->replay_.active()) {
-            ggml_tensor * ids = raw(static_cast<char *>(chain.ids->data), ids_bytes(chain), chain.ids->buffer);
+            ggml_tensor * ids = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, chain.n_used());
+            node(ids, chain.ids);
             ffn.ahead.push_back(node(ggml_get_rows(ctx, ffn.table, ids), ffn.slots));
         }
-        for (int n = chain.begin; n < end_of_piece(graph, k); ++n) {
-            ffn.ahead.push_back(ggml_graph_node(graph, n));
+        for (int i = chain.begin; i < end_of_piece(graph, k); ++i) {
+            ffn.ahead.push_back(ggml_graph_node(graph, i));
         }
-        if (k + 1 < partly_.size()) {
-            const FfnChain & next = chains_[partly_[k + 1]];
-            Ffn &            its  = ffns_[partly_[k + 1]];
-            const auto       keep = [&](const ggml_tensor * t) {
-                const size_t  bytes  = ggml_nbytes(t);
-                ggml_tensor * theirs = raw(static_cast<char *>(t->data), bytes, t->buffer);
-                ggml_tensor * ours   = raw(told_room.take(bytes), bytes, told_.buffer());
-                ffn.ahead.push_back(node(ggml_cpy(ctx, theirs, ours), ours));
-                return ours;
-            };
-            its.told_ids = keep(next.ids);
-            for (size_t x = 0; x < its.inputs.size() && its.inputs[x] != nullptr; ++x) {
-                its.told_inputs[x] = keep(next.inputs[x]);
-            }
+        if (k + 1 < n) {
+            ffn.ahead.insert(ffn.ahead.end(), telling[k + 1].begin(), telling[k + 1].end());
         }
         ffn.ahead_uid = ggml_graph_next_uid();
     }
@@ -625,20 +659,11 @@ bool GpuStream::was_right(const FfnChain & chain, const LayerStep & step) const 
            });
 }
 
-void GpuStream::record(size_t k) {
-    by_copies_[k % 2] = false;
-    if (events_[k % 2]) {
-        ggml_backend_event_record(events_[k % 2].get(), gpu_.get());
-    }
-}
-
 void GpuStream::wait_for(size_t k) {
-    const bool    by_copies = by_copies_[k % 2];
-    const Event & event     = (by_copies ? copied_ : events_)[k % 2];
-    if (event) {
-        ggml_backend_event_synchronize(event.get());
+    if (copied_[k % 2]) {
+        ggml_backend_event_synchronize(copied_[k % 2].get());
     } else {
-        ggml_backend_synchronize(by_copies ? copies_.get() : gpu_.get());
+        ggml_backend_synchronize(copies_.get());
     }
     ++engine_->stats_.syncs;
 }
@@ -661,25 +686,33 @@ void GpuStream::ask_router(size_t i) {
     }
 }
 
-// The same from where a piece that was begun ahead has left it, beside the next piece and not before it.
+// The same from where it was kept: beside the next piece, which need not wait for it.
 void GpuStream::ask_told(size_t k) {
-    Ffn & ffn = ffns_[partly_[k]];
+    Ffn &            ffn   = ffns_[partly_[k]];
+    const FfnChain & chain = chains_[partly_[k]];
     if (events_[k % 2]) {
         ggml_backend_event_record(events_[k % 2].get(), gpu_.get());
         ggml_backend_event_wait(copies_.get(), events_[k % 2].get());
     } else {
         ggml_backend_synchronize(gpu_.get());
     }
-    ggml_backend_tensor_get_async(copies_.get(), ffn.told_ids, ffn.ids, 0, ggml_nbytes(ffn.told_ids));
-    ffn.asked = wants_its_inputs(partly_[k]);
-    for (size_t n = 0; ffn.asked && n < ffn.inputs.size() && ffn.inputs[n] != nullptr; ++n) {
-        ggml_backend_tensor_get_async(copies_.get(), ffn.told_inputs[n], ffn.inputs[n], 0,
-                                      ggml_nbytes(ffn.told_inputs[n]));
+    ffn.asked       = wants_its_inputs(partly_[k]);
+    char *     at   = ffn.told_at;
+    const auto copy = [&](size_t size, char * to) {
+        ggml_tensor t = bytes_at(told_.buffer(), at, size);
+        ggml_backend_tensor_get_async(copies_.get(), &t, to, 0, size);
+    };
+    for (size_t x = 0; x < ffn.inputs.size() && ffn.inputs[x] != nullptr; ++x) {
+        const size_t size = ggml_nbytes(chain.inputs[x]);
+        if (ffn.asked) {
+            copy(size, ffn.inputs[x]);
+        }
+        at += size;
     }
+    copy(ggml_nbytes(chain.ids), ffn.ids);
     if (copied_[k % 2]) {
         ggml_backend_event_record(copied_[k % 2].get(), copies_.get());
     }
-    by_copies_[k % 2] = true;
 }
 
 bool GpuStream::much_is_missing(uint32_t layer) const {

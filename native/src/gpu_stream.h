@@ -65,13 +65,12 @@ class GpuStream {
         bool          table_sent;
         char *        guessed; // as `numbers`, in a replay
         Aside         back;    // puts back what the piece has overwritten; none: the piece cannot be repeated
-        // The piece with what must go before: it saves what it will overwrite, and turns ids into slots. And behind it: what
-        // the next router says and sees is kept where nothing overwrites it.
+        Aside         tell;    // keeps, before the layer, what its router says and sees:
+        char *        told_at; // inputs that are wanted and ids, one behind the other, where nothing overwrites them
+        // The piece with what must go before: it saves what it will overwrite, and turns ids into slots. Behind it the next
+        // layer's nodes of `tell`.
         std::vector<ggml_tensor *> ahead;
         uint64_t                   ahead_uid;
-        // Where that is; nullptr: no piece before this layer is begun ahead.
-        ggml_tensor *                                    told_ids;
-        std::array<ggml_tensor *, FfnChain::kMostInputs> told_inputs;
     };
     struct Patched {
         ggml_tensor *node, *weight, *ids;
@@ -98,7 +97,6 @@ class GpuStream {
     bool much_is_missing(uint32_t layer) const;
     bool was_right(const FfnChain & chain, const LayerStep & step) const;
     void submit(const Aside & aside);
-    void record(size_t k); // k: place in partly_
     void wait_for(size_t k);
     void put_slots(size_t i, const LayerStep & step);
     void share_out(size_t i, std::vector<Wanted> * missing, size_t n_coming);
@@ -138,15 +136,14 @@ class GpuStream {
         void operator()(ggml_backend_event * e) const { ggml_backend_event_free(e); }
     };
     using Event = std::unique_ptr<ggml_backend_event, EventFree>;
-    // By turns. A piece has been computed; what its router says has been copied. None: the device has none.
+    // By turns. A piece has been computed; what its router says has been copied. nullptr: the device has no events.
     Event events_[2], copied_[2];
     // A stream of its own for copies to the host, which the next piece need not wait for.
     struct BackendFree {
         void operator()(ggml_backend_t b) const { ggml_backend_free(b); }
     };
     std::unique_ptr<ggml_backend, BackendFree> copies_;
-    bool                                       by_copies_[2] = {};    // by turns: which stream copies
-    bool                                       unsettled_    = false; // copies may be under way
+    bool                                       unsettled_ = false; // copies may be under way
 
     HostRoom         host_;
     DeviceRoom       slots_;

@@ -6,9 +6,11 @@ namespace pye {
 
 namespace {
 
-constexpr uint32_t kFirst  = 4;   // measurements before the CPU's pace is known: threads start, pages are new
-constexpr uint32_t kMemory = 16;  // measurements that count in the mean
-constexpr uint32_t kAgain  = 512; // decisions after which a CPU that is never chosen is measured again
+// A trial is so many steps, one behind the other, in which the CPU computes one expert; the fastest counts. Threads that have
+// slept and memory that nobody has touched make the first of them ten times slower than the CPU is when it is used.
+constexpr uint32_t kTrial  = 8;
+constexpr uint32_t kAgain  = 4096; // decisions after which a CPU that is never chosen is tried again
+constexpr double   kMemory = 16.0; // measurements that count in the mean
 // What a step gains by the CPU must be more than what cutting the GPU's work there costs.
 constexpr double kGain = 0.9;
 
@@ -18,8 +20,12 @@ size_t HostShare::how_many(const std::vector<uint32_t> & pairs, size_t n_coming,
     if (n_threads_ == 0 || pairs.empty() || link_ns <= 0.0) {
         return 0;
     }
-    if (n_measured_ < kFirst || ++n_asked_ >= kAgain) {
+    if (++n_asked_ >= kAgain) {
         n_asked_ = 0;
+        n_trial_ = 0;
+        fastest_ = 0.0;
+    }
+    if (n_trial_ < kTrial) {
         return 1;
     }
     const auto moving = [&](size_t n) { return static_cast<double>(n_coming + n) * link_ns; };
@@ -38,12 +44,15 @@ size_t HostShare::how_many(const std::vector<uint32_t> & pairs, size_t n_coming,
 }
 
 void HostShare::computed(uint32_t n_pair, uint64_t ns) {
-    if (++n_measured_ < kFirst) {
+    const double one = static_cast<double>(ns) / n_pair;
+    if (n_trial_ < kTrial) {
+        fastest_     = n_trial_ == 0 ? one : std::min(fastest_, one);
+        ns_per_pair_ = fastest_;
+        ++n_trial_;
         return;
     }
-    n_asked_         = 0;
-    const double one = static_cast<double>(ns) / n_pair;
-    ns_per_pair_ += (one - ns_per_pair_) / std::min(n_measured_ - kFirst + 1, kMemory);
+    n_asked_ = 0;
+    ns_per_pair_ += (one - ns_per_pair_) / kMemory;
 }
 
 } // namespace pye

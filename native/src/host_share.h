@@ -28,8 +28,9 @@ class HostShare {
   private:
     int      n_threads_   = 0;
     double   ns_per_pair_ = 0.0;
-    uint32_t n_measured_  = 0;
-    uint32_t n_asked_     = 0;
+    uint32_t n_trial_     = 0;   // measurements of the trial under way
+    uint32_t n_asked_     = 0;   // decisions since the CPU last computed
+    double   fastest_     = 0.0; // of the trial
 };
 
 } // namespace pye

@@ -46,8 +46,6 @@ bool writes_its_result_alone(const ggml_tensor * t) {
     }
 }
 
-MemoryRange range_of(const ggml_tensor * t) { return {static_cast<char *>(t->data), ggml_nbytes(t), t->buffer}; }
-
 bool overlap(const MemoryRange & a, const MemoryRange & b) {
     return a.begin < b.begin + b.size && b.begin < a.begin + a.size;
 }
@@ -57,6 +55,9 @@ bool contains(const MemoryRange & outer, const MemoryRange & inner) {
 }
 
 } // namespace
+
+MemoryRange range_of(const ggml_tensor * t) { return {static_cast<char *>(t->data), ggml_nbytes(t), t->buffer}; }
+bool        same(const MemoryRange & a, const MemoryRange & b) { return a.begin == b.begin && a.size == b.size; }
 
 bool can_be_repeated(ggml_cgraph * graph, int begin, int end) {
     for (int i = begin; i < end; ++i) {

@@ -14,6 +14,9 @@ struct MemoryRange {
     ggml_backend_buffer_t buffer;
 };
 
+MemoryRange range_of(const ggml_tensor * t);
+bool        same(const MemoryRange & a, const MemoryRange & b);
+
 // Whether nodes [begin, end) leave nothing behind but their results, and rows of a KV cache at places that are given to them.
 // Recurrent models, for one, change their state.
 bool can_be_repeated(ggml_cgraph * graph, int begin, int end);
