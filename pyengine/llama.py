@@ -137,7 +137,7 @@ class Llama(llama_cpp.Llama):
         else:
             with _reasons():
                 wanted = "off" if kwargs.get("n_gpu_layers") == 0 else gpu
-                chosen = vram.choose(wanted, vram_budget, ram_budget, kwargs["n_threads"] if hybrid else 0)
+                chosen = vram.choose(wanted, vram_budget, ram_budget, _host_threads(kwargs["n_threads"]) if hybrid else 0)
                 self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
         try:
             if self._engine is not None:
@@ -393,6 +393,12 @@ def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
         value = overrides.get(key, least)
         if isinstance(value, int) and not least <= value <= info.n_expert:
             raise ValueError(f"kv_overrides: {key} must be {least} to {info.n_expert} in this model")
+
+
+def _host_threads(n_threads: int) -> int:
+    """Of so many threads those that compute experts beside a GPU. The others start the GPU's work and move experts: with
+    as many threads as processors, everybody waits for the one that has none."""
+    return max(1, n_threads * 3 // 4)
 
 
 _NO_STATS: dict[str, Any] = {

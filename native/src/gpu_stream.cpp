@@ -812,7 +812,10 @@ void GpuStream::share_out(size_t i, std::vector<Wanted> * missing, size_t n_comi
     }
     const double speed = engine_->link_.bytes_per_ns();
     const double move  = speed > 0.0 ? static_cast<double>(engine_->index_.classes[l.shape_class].stride) / speed : 0.0;
-    const size_t n     = engine_->share_.how_many(pairs, n_coming + static_cast<size_t>(missing->end() - in_ram), move);
+    // What else is on its way is half done, on average.
+    const double coming = static_cast<double>(n_coming) + static_cast<double>(missing->end() - in_ram) +
+                          0.5 * static_cast<double>(engine_->prefetcher_->n_under_way());
+    const size_t n      = engine_->share_.how_many(pairs, coming, move);
     for (size_t k = 0; k < n; ++k) {
         engine_->ram_->pin(layer, (*missing)[k].expert);
         on_host_.push_back((*missing)[k].expert);

@@ -6,29 +6,28 @@ namespace pye {
 
 namespace {
 
-// A trial is so many steps, one behind the other, in which the CPU computes one expert; the fastest counts. Threads that have
-// slept and memory that nobody has touched make the first of them ten times slower than the CPU is when it is used.
-constexpr uint32_t kTrial  = 8;
-constexpr uint32_t kAgain  = 4096; // decisions after which a CPU that is never chosen is tried again
-constexpr double   kMemory = 16.0; // measurements that count in the mean
+// A trial is so many steps, one behind the other, in which the CPU computes one expert; the last ones count. While threads
+// wake up it is ten times slower than it is once it computes in every step.
+constexpr uint32_t kTrial = 64, kCounts = 16;
+constexpr uint32_t kAgain  = 8192; // decisions after which a CPU that is never chosen is tried again
+constexpr double   kMemory = 32.0; // measurements that count in the mean
 // What a step gains by the CPU must be more than what cutting the GPU's work there costs.
 constexpr double kGain = 0.9;
 
 } // namespace
 
-size_t HostShare::how_many(const std::vector<uint32_t> & pairs, size_t n_coming, double link_ns) {
+size_t HostShare::how_many(const std::vector<uint32_t> & pairs, double n_coming, double link_ns) {
     if (n_threads_ == 0 || pairs.empty() || link_ns <= 0.0) {
         return 0;
     }
     if (++n_asked_ >= kAgain) {
         n_asked_ = 0;
         n_trial_ = 0;
-        fastest_ = 0.0;
     }
     if (n_trial_ < kTrial) {
         return 1;
     }
-    const auto moving = [&](size_t n) { return static_cast<double>(n_coming + n) * link_ns; };
+    const auto moving = [&](size_t n) { return (n_coming + static_cast<double>(n)) * link_ns; };
     size_t     best   = 0;
     double     least  = moving(pairs.size()) * kGain;
     double     here   = 0.0;
@@ -46,9 +45,8 @@ size_t HostShare::how_many(const std::vector<uint32_t> & pairs, size_t n_coming,
 void HostShare::computed(uint32_t n_pair, uint64_t ns) {
     const double one = static_cast<double>(ns) / n_pair;
     if (n_trial_ < kTrial) {
-        fastest_     = n_trial_ == 0 ? one : std::min(fastest_, one);
-        ns_per_pair_ = fastest_;
-        ++n_trial_;
+        const uint32_t n = ++n_trial_ + kCounts - kTrial; // that count, this one included
+        ns_per_pair_     = n_trial_ <= kTrial - kCounts ? 0.0 : ns_per_pair_ + (one - ns_per_pair_) / n;
         return;
     }
     n_asked_ = 0;

@@ -19,7 +19,7 @@ class HostShare {
 
     // How many of the missing the CPU computes: the first ones. `pairs`: of each, in the order in which the CPU would take
     // them. The link moves the others, `n_coming` more in any case, and takes `link_ns` for each; 0: nobody knows yet.
-    size_t how_many(const std::vector<uint32_t> & pairs, size_t n_coming, double link_ns);
+    size_t how_many(const std::vector<uint32_t> & pairs, double n_coming, double link_ns);
     // So many pairs took so long.
     void computed(uint32_t n_pair, uint64_t ns);
 
@@ -28,9 +28,8 @@ class HostShare {
   private:
     int      n_threads_   = 0;
     double   ns_per_pair_ = 0.0;
-    uint32_t n_trial_     = 0;   // measurements of the trial under way
-    uint32_t n_asked_     = 0;   // decisions since the CPU last computed
-    double   fastest_     = 0.0; // of the trial
+    uint32_t n_trial_     = 0; // measurements of the trial under way
+    uint32_t n_asked_     = 0; // decisions since the CPU last computed
 };
 
 } // namespace pye

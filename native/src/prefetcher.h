@@ -69,8 +69,9 @@ class Prefetcher {
     const pye_prefetch_rules & rules() const { return rules_; }
 
     // A demand load needs a slot of this class: gives one prefetch up. False if none is under way.
-    bool give_way(uint32_t shape_class);
-    bool under_way() const { return !loads_.empty(); }
+    bool   give_way(uint32_t shape_class);
+    bool   under_way() const { return !loads_.empty(); }
+    size_t n_under_way() const { return loads_.size(); }
     // Gives everything up and waits until nothing is being read for a prefetch.
     void drain();
     // The slot has been given to another expert.
