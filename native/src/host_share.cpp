@@ -9,18 +9,22 @@ namespace {
 // A trial is so many steps, one behind the other, in which the CPU computes one expert; the last ones count. While threads
 // wake up it is ten times slower than it is once it computes in every step.
 constexpr uint32_t kTrial = 64, kCounts = 16;
-constexpr uint32_t kAgain  = 8192; // decisions after which a CPU that is never chosen is tried again
+// Decisions after which a CPU that is not chosen is tried again, in case others kept it busy; twice as many each time.
+constexpr uint32_t kAgain = 128, kLastAgain = 16384;
 constexpr double   kMemory = 32.0; // measurements that count in the mean
 // What a step gains by the CPU must be more than what cutting the GPU's work there costs.
 constexpr double kGain = 0.9;
 
 } // namespace
 
+HostShare::HostShare() : again_(kAgain) {}
+
 size_t HostShare::how_many(const std::vector<uint32_t> & pairs, double n_coming, double link_ns) {
     if (n_threads_ == 0 || pairs.empty() || link_ns <= 0.0) {
         return 0;
     }
-    if (++n_asked_ >= kAgain) {
+    if (n_trial_ == kTrial && ++n_asked_ >= again_) {
+        again_   = std::min(2 * again_, kLastAgain);
         n_asked_ = 0;
         n_trial_ = 0;
     }
@@ -49,6 +53,7 @@ void HostShare::computed(uint32_t n_pair, uint64_t ns) {
         ns_per_pair_     = n_trial_ <= kTrial - kCounts ? 0.0 : ns_per_pair_ + (one - ns_per_pair_) / n;
         return;
     }
+    again_   = kAgain;
     n_asked_ = 0;
     ns_per_pair_ += (one - ns_per_pair_) / kMemory;
 }

@@ -13,6 +13,8 @@ namespace pye {
 
 class HostShare {
   public:
+    HostShare();
+
     // Threads that compute; 0: everything is moved.
     void set_threads(int n) { n_threads_ = n; }
     int  threads() const { return n_threads_; }
@@ -29,7 +31,8 @@ class HostShare {
     int      n_threads_   = 0;
     double   ns_per_pair_ = 0.0;
     uint32_t n_trial_     = 0; // measurements of the trial under way
-    uint32_t n_asked_     = 0; // decisions since the CPU last computed
+    uint32_t again_;
+    uint32_t n_asked_ = 0; // decisions since the CPU last computed
 };
 
 } // namespace pye
