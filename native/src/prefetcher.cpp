@@ -289,7 +289,9 @@ void Prefetcher::predict_replayed(uint32_t layer, const Replay & replay) {
     timeline_.until_now(PYE_SPAN_PREDICT, layer, start);
 }
 
-// The guesses about one token; of several tokens, the experts that most of some of them may want.
+// The guesses about one token; of several tokens, the experts that some of them are likeliest to want: a token's guess has as
+// many votes as guesses are ranked from it on. With a vote each, steps of four texts found 42.6 % of the absent experts that
+// they needed among the first eight named, so 46.8 %; who knew would name 48.9 % (bench/correlation.py).
 std::vector<uint32_t> Prefetcher::votes(Predictor & predictor, const std::vector<const float *> & inputs) {
     if (inputs.size() == 1) {
         return predictor.guess(inputs[0]);
@@ -297,10 +299,13 @@ std::vector<uint32_t> Prefetcher::votes(Predictor & predictor, const std::vector
     std::vector<uint32_t> n(predictor.n_expert, 0), order;
     const size_t          n_asked = std::min(inputs.size(), kMostAsked);
     for (size_t i = 0; i < n_asked; ++i) {
-        for (uint32_t expert : predictor.guess(inputs[i * inputs.size() / n_asked])) {
-            if (n[expert]++ == 0) {
+        const std::vector<uint32_t> & guesses = predictor.guess(inputs[i * inputs.size() / n_asked]);
+        for (size_t rank = 0; rank < guesses.size(); ++rank) {
+            const uint32_t expert = guesses[rank];
+            if (n[expert] == 0) {
                 order.push_back(expert);
             }
+            n[expert] += static_cast<uint32_t>(guesses.size() - rank);
         }
     }
     std::stable_sort(order.begin(), order.end(), [&n](uint32_t a, uint32_t b) { return n[a] > n[b]; });
