@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/ram_tiers.py TRACE.npz [--tokens 1200] [--csv CSV]
 
-Needs no GPU: only residency is simulated, with demand loads alone. All layers share the slots of a tier, as in the engine.
-Columns, per token after the first --warm tokens: experts read from disk, copied from RAM to VRAM, and copied back.
+Needs no GPU: only residency is simulated, with demand loads alone. All layers share the slots of a tier, as in the
+engine. Columns, per token after the first --warm tokens: experts read from disk, copied from RAM to VRAM, and back.
 
 Rules:
     inclusive         what is read passes through RAM and stays; the victim is whoever has the lowest priority
@@ -13,6 +13,7 @@ Rules:
     demotion          as `duplicates`, and what VRAM evicts without a copy in RAM is copied back
     demotion-worth    the same, if whoever it pushes out of RAM is worth less
     passing-worth     as `demotion-worth`, and what is read stays in RAM only in the place of a duplicate
+    exclusive-worth-high   as `exclusive-worth`, and of duplicates the one of highest priority leaves first
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from pyengine.policies.policy import CacheShape
 
 POLICIES = {"lru": LruPolicy, "lfu": LfuPolicy, "lrfu": LrfuPolicy}
 RULES = (
-    *("inclusive", "duplicates", "exclusive", "exclusive-worth", "demotion", "demotion-worth", "passing-worth"),
-    "exclusive-worth-high",
+    *("inclusive", "duplicates", "exclusive", "exclusive-worth", "exclusive-worth-high"),
+    *("demotion", "demotion-worth", "passing-worth"),
 )
 _USE = 1e-12  # a use's weight in a key: decides only between equal priorities
 
@@ -85,9 +86,9 @@ class Tiers:
             keys[wanted] = np.inf
             victim = int(keys.argmin())
             self.vram[victim] = False
-            if "exclusive" in self.rule or "demotion" in self.rule or "passing" in self.rule:
-                if not self.ram[victim] and self._enter_ram(victim, always="worth" not in self.rule):
-                    self.counts.back += 1
+            leaves_copies = self.rule in ("inclusive", "duplicates") or self.ram[victim]
+            if not leaves_copies and self._enter_ram(victim, always="worth" not in self.rule):
+                self.counts.back += 1
         self.vram[e] = True
         self._touch(e)
 
@@ -153,9 +154,7 @@ def main() -> None:
     lines = []
     for vram, ram, policy, rule in itertools.product(given.vram, given.ram, given.policies, given.rules):
         slots = int(n * vram / 100), int(n * ram / 100)
-        each = [
-            replay(ids[at : at + given.tokens], n_expert, policy, rule, *slots, given.warm) for at in given.starts
-        ]
+        each = [replay(ids[at : at + given.tokens], n_expert, policy, rule, *slots, given.warm) for at in given.starts]
         mean = np.mean(each, axis=0)
         lines.append([vram, ram, policy, rule, *(f"{value:.3f}" for value in mean)])
         print(*lines[-1], flush=True)

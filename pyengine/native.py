@@ -233,8 +233,8 @@ class NativeEngine:
         _check(lib.pye_set_vram_budget(self._open(), vram_budget))
 
     def fill_ram(self) -> None:
-        """With a GPU: read experts into empty slots in RAM, best first, while the disk has nothing else to do. Returns at
-        once."""
+        """With a GPU: read experts into empty slots in RAM, best first, while the disk has nothing else to do. Returns
+        at once."""
         _check(lib.pye_fill_ram(self._open()))
 
     def set_link_limit(self, bytes_per_s: int) -> None:

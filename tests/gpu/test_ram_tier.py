@@ -1,5 +1,5 @@
-"""RAM smaller than the model behind a smaller VRAM: what leaves VRAM falls back to RAM, RAM is filled ahead, and the logits
-are stock's whichever tier an expert came from."""
+"""RAM smaller than the model behind a smaller VRAM: what leaves VRAM falls back to RAM, RAM is filled ahead, and the
+logits are stock's whichever tier an expert came from."""
 
 from __future__ import annotations
 
@@ -112,9 +112,7 @@ def test_a_failing_disk_is_an_error_from_which_it_recovers(generated_model: Mode
     assert_same_bits(np.concatenate(got), wanted)
 
 
-def test_what_cannot_be_read_ahead_is_left_to_who_needs_it(
-    generated_model: ModelFactory, wanted: np.ndarray
-) -> None:
+def test_what_cannot_be_read_ahead_is_left_to_who_needs_it(generated_model: ModelFactory, wanted: np.ndarray) -> None:
     path = generated_model("many-experts").path
     with placed(path, 0.0, 1.0) as (engine, model), model.context() as context:
         engine.inject_read_errors(0, 1)  # counted in demand loads: every fill before the first of those fails
