@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace pye {
 
@@ -112,7 +113,7 @@ uint32_t SlotStore::claim_by_worth(uint32_t expert, uint32_t * evicted) {
     }
     uint32_t s = empty_slot(expert);
     if (s == kNone) {
-        s = victim(false);
+        s = spare();
     }
     if (s == kNone) {
         s = victim(true);
@@ -130,6 +131,22 @@ uint32_t SlotStore::would_leave(uint32_t expert) {
 uint32_t SlotStore::victim_for_prefetch() const {
     const uint32_t s = victim(false);
     return s != kNone && priority_[slots_[s].expert] == INFINITY ? kNone : s;
+}
+
+// Of those that nobody expects from here, the one that they will need here last: where they are instead, it leaves last.
+uint32_t SlotStore::spare() const {
+    uint32_t best = kNone;
+    for (uint32_t s = 0; s < slots_.size(); ++s) {
+        const Slot & slot = slots_[s];
+        if (slot.state != State::Ready || slot.pins != 0 || expected_[slot.expert] != 0) {
+            continue;
+        }
+        const auto standing = [this](const Slot & x) { return std::make_pair(priority_[x.expert], x.used); };
+        if (best == kNone || standing(slots_[best]) < standing(slot)) {
+            best = s;
+        }
+    }
+    return best;
 }
 
 uint32_t SlotStore::fill(uint32_t slot, uint32_t expert, uint32_t * evicted) {

@@ -42,8 +42,8 @@ class SlotStore {
     // The same for an expert that may turn out not to be needed: never in the place of one that is expected or pinned by an
     // infinite priority, and without `evict` only in an empty slot.
     uint32_t claim_for_prefetch(uint32_t expert, bool evict, uint32_t * evicted);
-    // The same for an expert that is worth a slot only by its priority: an empty one, else that of one that is not expected,
-    // else that of one whose priority is not above its own.
+    // The same for an expert that is worth a slot only by its priority: an empty one, else of those that are not expected that
+    // of the highest priority, else that of the lowest, if it is not above its own.
     uint32_t claim_by_worth(uint32_t expert, uint32_t * evicted);
     // Who would leave for a prefetch; kNone: nobody, for there is an empty slot, or nobody may.
     uint32_t would_leave(uint32_t expert);
@@ -85,6 +85,7 @@ class SlotStore {
 
     uint32_t victim(bool expected) const;
     uint32_t victim_for_prefetch() const;
+    uint32_t spare() const;
     uint32_t fill(uint32_t slot, uint32_t expert, uint32_t * evicted);
     uint32_t empty_slot(uint32_t expert);
     void     vacate(uint32_t slot);
