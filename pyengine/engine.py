@@ -120,6 +120,8 @@ class ExpertEngine:
         if self._gpu is not None:
             vram.settle(self._native, self._info, self._gpu)
             self._advise()
+            if self._native.stats()["slots"] < self._info.n_experts_total:
+                self._native.fill_ram()
             return
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
@@ -256,6 +258,9 @@ class ExpertEngine:
                     "ram_resident",
                     "ram_slots",
                     "ram_budget_bytes",
+                    "ram_demotions",
+                    "ram_fills",
+                    "back_bytes",
                 )
             },
             "expert_ffns": raw["steps_layers"],

@@ -232,8 +232,13 @@ class NativeEngine:
         can be computed until a smaller budget has been accepted."""
         _check(lib.pye_set_vram_budget(self._open(), vram_budget))
 
+    def fill_ram(self) -> None:
+        """With a GPU: read experts into empty slots in RAM, best first, while the disk has nothing else to do. Returns
+        at once."""
+        _check(lib.pye_fill_ram(self._open()))
+
     def set_link_limit(self, bytes_per_s: int) -> None:
-        """For benchmarks: the most that moves from RAM to VRAM; 0 is no limit."""
+        """For benchmarks: the most that moves from RAM to VRAM, and back; 0 is no limit."""
         _check(lib.pye_set_link_limit(self._open(), bytes_per_s))
 
     def set_host_threads(self, n: int) -> None:

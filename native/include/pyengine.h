@@ -125,6 +125,10 @@ typedef struct {
     uint64_t link_bytes_per_s; /* measured of late, while anything moved */
     uint64_t host_pairs;       /* (token, rank) pairs whose missing expert the CPU computed from RAM */
     uint64_t host_ns;          /* time in that */
+    uint64_t ram_demotions; /* experts that left VRAM and were copied back to RAM */
+    uint64_t ram_fills;     /* experts read into RAM ahead of need */
+    uint64_t back_bytes;    /* moved from VRAM to RAM */
+    uint64_t back_ns;       /* time in these moves, summed over threads */
 } pye_stats;
 
 /* ---- the bundle: experts on disk the way they are read
@@ -322,7 +326,11 @@ PYE_API int32_t pye_start_on_gpu(pye_engine * engine, uint64_t vram_budget, uint
  * PYE_E_MEMORY there are none, and computing fails until a call succeeds. */
 PYE_API int32_t pye_set_vram_budget(pye_engine * engine, uint64_t vram_budget);
 
-/* For benchmarks: no more than so many bytes per second from host memory to VRAM; 0: what the machine gives. */
+/* With a GPU: read experts into empty slots in RAM, those of highest priority first, while the disk has nothing else to do.
+ * Returns at once. */
+PYE_API int32_t pye_fill_ram(pye_engine * engine);
+
+/* For benchmarks: no more than so many bytes per second from host memory to VRAM, nor back; 0: what the machine gives. */
 PYE_API int32_t pye_set_link_limit(pye_engine * engine, uint64_t bytes_per_s);
 
 /* With a GPU: of experts that a step misses in VRAM and finds in RAM, some are computed by `n` threads of the CPU while others

@@ -147,6 +147,13 @@ int32_t pye_set_vram_budget(pye_engine * e, uint64_t vram_budget) {
     });
 }
 
+int32_t pye_fill_ram(pye_engine * e) {
+    return guarded([&] {
+        expect_tier(e, Tier::Vram);
+        e->engine->fill_ram();
+    });
+}
+
 int32_t pye_set_link_limit(pye_engine * e, uint64_t bytes_per_s) {
     return guarded([&] { e->engine->set_link_limit(bytes_per_s); });
 }

@@ -54,6 +54,12 @@ void DeviceArena::write(uint32_t slot, uint32_t place, const uint8_t * bytes) {
     ggml_backend_tensor_set(&t, bytes, 0, m.bytes);
 }
 
+void DeviceArena::read(uint32_t slot, uint32_t place, uint8_t * bytes) const {
+    const Matrix &    m = matrices_[place];
+    const ggml_tensor t = bytes_at(m.buffer, m.base + slot * m.bytes, m.bytes);
+    ggml_backend_tensor_get(&t, bytes, 0, m.bytes);
+}
+
 ggml_tensor * DeviceArena::view(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const {
     const Matrix & m = matrices_[place];
     ggml_tensor *  t = ggml_new_tensor_3d(ctx, m.type, m.ne0, m.ne1, n);

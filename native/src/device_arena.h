@@ -19,6 +19,7 @@ class DeviceArena : public SlotMemory {
     ~DeviceArena() override;
 
     void      write(uint32_t slot, uint32_t place, const uint8_t * bytes) override;
+    void      read(uint32_t slot, uint32_t place, uint8_t * bytes) const override;
     void      release(uint32_t) override {} // the memory goes with the arena
     uint8_t * at(uint32_t) override { return nullptr; }
 

@@ -13,6 +13,11 @@ namespace pye {
 
 namespace {
 
+// Threads that fills may take, and how long everything else must have been idle: between two layers of a token a disk is
+// idle too, and what is read then comes in the way of the next.
+constexpr uint32_t kFillThreads = 2;
+constexpr auto     kQuiet       = std::chrono::milliseconds(5);
+
 // The part of a file that covers `segment` and starts and ends where direct reads may.
 Segment aligned_cover(const platform::File & file, const Segment & segment) {
     const uint64_t first = round_down(segment.offset, file.align);
@@ -107,6 +112,7 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgenc
     load->pieces    = std::move(pieces);
     load->whole     = whole;
     load->left      = n;
+    load->fills     = urgency == Urgency::Fill;
     {
         std::lock_guard<std::mutex> lock(mutex_);
         if (inject_n_ > 0 && load->pieces[0].here == nullptr) {
@@ -119,12 +125,16 @@ void DiskTier::load_begin(uint64_t tag, std::vector<Read> pieces, Urgency urgenc
             throw std::logic_error("two loads of one tag at a time");
         }
         for (uint32_t i = 0; i < n; ++i) {
-            (urgency == Urgency::Demand ? demand_ : prefetch_).push_back({load.get(), i, urgency});
+            (urgency == Urgency::Demand     ? demand_
+             : urgency == Urgency::Prefetch ? prefetch_
+                                            : fill_)
+                .push_back({load.get(), i, urgency});
         }
-        load.release(); // freed when it lands
-        if (loads_.size() == 1) {
+        n_fill_ += load->fills;
+        if (!load->fills && loads_.size() - n_fill_ == 1) {
             active_since_ = std::chrono::steady_clock::now();
         }
+        load.release(); // freed when it lands
     }
     // One thread for each piece: waking more would take the cores from the kernels for nothing.
     for (uint32_t i = 0; i < std::min<size_t>(n, threads_.size()); ++i) {
@@ -187,15 +197,26 @@ float DiskTier::unread(uint64_t tag) {
 
 // Under the lock; every piece has been read or dropped.
 void DiskTier::land(Load * load) {
-    const auto now = std::chrono::steady_clock::now();
-    landed_.push_back({load->tag, load->why.empty() && !load->cancelled, load->cancelled, load->why,
-                       load->begun ? load->begun_at : now, now});
+    const auto now   = std::chrono::steady_clock::now();
+    const bool fills = load->fills;
+    (fills ? landed_fills_ : landed_)
+        .push_back({load->tag, load->why.empty() && !load->cancelled, load->cancelled, load->why,
+                    load->begun ? load->begun_at : now, now});
     loads_.erase(load->tag);
     delete load;
-    if (loads_.empty()) {
+    if (fills) {
+        --n_fill_;
+        filled_.notify_all();
+        return;
+    }
+    busy_until_ = now;
+    if (loads_.size() == n_fill_) {
         counters_.active_ns.fetch_add(nanoseconds_since(active_since_), std::memory_order_relaxed);
     }
     done_.notify_all();
+    if (!fill_.empty()) {
+        work_.notify_one();
+    }
 }
 
 DiskTier::Landed DiskTier::load_wait() {
@@ -216,6 +237,39 @@ bool DiskTier::load_poll(Landed * landed) {
     return true;
 }
 
+bool DiskTier::fill_wait(Landed * landed) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    filled_.wait(lock, [this] { return !landed_fills_.empty() || n_fill_ == 0; });
+    if (landed_fills_.empty()) {
+        return false;
+    }
+    *landed = std::move(landed_fills_.front());
+    landed_fills_.pop_front();
+    return true;
+}
+
+bool DiskTier::fill_poll(Landed * landed) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (landed_fills_.empty()) {
+        return false;
+    }
+    *landed = std::move(landed_fills_.front());
+    landed_fills_.pop_front();
+    return true;
+}
+
+void DiskTier::cancel_fills() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::deque<Task>            unread;
+    unread.swap(fill_);
+    for (const Task & task : unread) {
+        task.load->cancelled = true;
+        if (--task.load->left == 0) {
+            land(task.load);
+        }
+    }
+}
+
 void DiskTier::run() {
     platform::block_signals_in_this_thread();
     platform::name_this_thread("pye-io");
@@ -223,7 +277,9 @@ void DiskTier::run() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
         Task task;
-        work_.wait(lock, [this, &task] { return stop_ || next(&task); });
+        while (!stop_ && !next(&task)) {
+            wait_for_work(lock);
+        }
         if (stop_) {
             return;
         }
@@ -232,11 +288,14 @@ void DiskTier::run() {
             task.load->begun    = true;
             task.load->begun_at = std::chrono::steady_clock::now();
         }
+        const bool filling = task.urgency == Urgency::Fill;
         n_prefetching_ += prefetching;
+        n_filling_ += filling;
         lock.unlock();
         one(task, buffer);
         lock.lock();
         n_prefetching_ -= prefetching;
+        n_filling_ -= filling;
     }
 }
 
@@ -247,12 +306,27 @@ bool DiskTier::next(Task * task) {
         queue = &demand_;
     } else if (!prefetch_.empty() && (n_prefetching_ + 1 < threads_.size() || threads_.size() == 1)) {
         queue = &prefetch_;
+    } else if (may_fill() && std::chrono::steady_clock::now() >= busy_until_ + kQuiet) {
+        queue = &fill_;
     } else {
         return false;
     }
     *task = queue->front();
     queue->pop_front();
     return true;
+}
+
+// Apart from the quiet that must have been before.
+bool DiskTier::may_fill() const {
+    return !fill_.empty() && loads_.size() == n_fill_ && n_filling_ < std::min<size_t>(kFillThreads, threads_.size());
+}
+
+void DiskTier::wait_for_work(std::unique_lock<std::mutex> & lock) {
+    if (may_fill()) {
+        work_.wait_until(lock, busy_until_ + kQuiet);
+    } else {
+        work_.wait(lock);
+    }
 }
 
 void DiskTier::one(const Task & task, Buffer & buffer) {

@@ -1,6 +1,7 @@
 // The disk tier: reads the pieces of an expert from its files, several at a time, and hands each piece over on the I/O
-// thread that read it. Two queues: what a demand load needs goes before everything that a prefetch wishes for, so it never
-// waits for more than the pieces that are being read. Owns the I/O threads and their aligned buffers; knows nothing of slots
+// thread that read it. Three queues: what a demand load needs goes before everything that a prefetch wishes for, so it never
+// waits for more than the pieces that are being read; and fills, which nobody is known to need, are read while nothing else
+// is and has not been for a while. Owns the I/O threads and their aligned buffers; knows nothing of slots
 // or ggml.
 #pragma once
 
@@ -43,8 +44,8 @@ struct Read {
 // Synchronous. Throws Error(PYE_E_FILE), also if the file was changed since it was opened.
 void read_now(const platform::File & file, uint64_t offset, uint64_t size, void * to);
 
-// A load that somebody waits for, or one that somebody may come to need.
-enum class Urgency : uint8_t { Demand, Prefetch };
+// A load that somebody waits for, one that somebody may come to need, or one for some time later.
+enum class Urgency : uint8_t { Demand, Prefetch, Fill };
 
 // The bytes of a load as a whole, once every piece is where it belongs.
 struct Whole {
@@ -92,6 +93,11 @@ class DiskTier {
     Landed load_wait();                // blocks; call only while loads are under way
     bool   load_poll(Landed * landed); // takes a finished load if there is one
 
+    // The same for fills, which land apart from the others. `wait` returns false if none is under way.
+    bool fill_wait(Landed * landed);
+    bool fill_poll(Landed * landed);
+    void cancel_fills(); // what is unread of them is not read
+
     // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
     void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
 
@@ -109,7 +115,7 @@ class DiskTier {
         bool                                  poisoned  = false;
         bool                                  cancelled = false;
         std::string                           why;
-        bool                                  begun = false;
+        bool                                  begun = false, fills = false;
         std::chrono::steady_clock::time_point begun_at;
     };
     struct Task {
@@ -124,6 +130,8 @@ class DiskTier {
 
     void        run();
     bool        next(Task * task);
+    bool        may_fill() const;
+    void        wait_for_work(std::unique_lock<std::mutex> & lock);
     void        land(Load * load);
     void        one(const Task & task, Buffer & buffer);
     std::string fetch(const Read & read, Buffer & buffer, const uint8_t ** bytes);
@@ -134,10 +142,13 @@ class DiskTier {
 
     std::mutex                            mutex_;
     std::condition_variable               work_, done_;
-    std::deque<Task>                      demand_, prefetch_;
-    uint32_t                              n_prefetching_ = 0; // threads that read for a prefetch
-    std::unordered_map<uint64_t, Load *>  loads_;             // under way, by tag
-    std::deque<Landed>                    landed_;
+    std::condition_variable               filled_;
+    std::deque<Task>                      demand_, prefetch_, fill_;
+    uint32_t                              n_prefetching_ = 0, n_filling_ = 0; // threads that read for one
+    uint32_t                              n_fill_ = 0;                        // of loads_
+    std::unordered_map<uint64_t, Load *>  loads_;                             // under way, by tag
+    std::deque<Landed>                    landed_, landed_fills_;
+    std::chrono::steady_clock::time_point busy_until_; // nothing but fills was under way since
     std::chrono::steady_clock::time_point active_since_;
     bool                                  stop_         = false;
     uint64_t                              inject_after_ = 0, inject_n_ = 0;

@@ -92,7 +92,7 @@ void Engine::start(uint64_t budget, uint64_t ram_budget) {
         source_ = std::make_unique<ExpertSource>(
             index_, std::move(files_), std::move(bundle_),
             [this](uint32_t c) -> SlotMemory & { return *classes_[c].memory; }, ram_.get(),
-            gpu_ == nullptr ? nullptr : &link_);
+            gpu_ == nullptr ? nullptr : &link_, &back_);
     } catch (...) {
         closed_ = true; // the files are gone
         throw;
@@ -110,6 +110,7 @@ void Engine::close() {
     if (owner_ != platform::process_id()) {
         // A forked child has no I/O threads to join, and the lock may have been held at the fork.
         // The slots' memory is not here either: giving it back would hit whatever the child has put in its place.
+        (void)fill_.release();
         (void)source_.release();
         (void)prefetcher_.release();
         for (Class & c : classes_) {
@@ -120,8 +121,14 @@ void Engine::close() {
         closed_ = true;
         return;
     }
+    std::unique_ptr<RamFill> fill;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        closed_ = true;
+        fill.swap(fill_);
+    }
+    fill.reset(); // its thread takes the lock
     std::lock_guard<std::mutex> lock(mutex_);
-    closed_ = true;
     source_.reset(); // first: its threads write into slots
     prefetcher_.reset();
     wait_for_streams();
@@ -209,6 +216,9 @@ void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
         if (classes_[c].memory == nullptr || classes_[c].store->n_slot() != n_slot[c]) {
             classes_[c].store->resize(0);
             classes_[c].memory.reset(); // first all of the old, then the new
+            if (source_) {
+                source_->emptied(static_cast<uint32_t>(c));
+            }
         }
     }
     for (size_t c = 0; c < classes_.size(); ++c) {
@@ -244,6 +254,14 @@ void Engine::set_host_threads(int n) {
     share_.set_threads(n);
 }
 
+void Engine::fill_ram() {
+    const auto lock = locked();
+    check_usable();
+    if (ram_ && !fill_) {
+        fill_ = std::make_unique<RamFill>(mutex_, *source_);
+    }
+}
+
 void Engine::set_priorities(const float * values, size_t n) {
     const auto lock = locked();
     check_usable();
@@ -262,6 +280,9 @@ void Engine::set_priorities(const float * values, size_t n) {
             std::copy_n(values + size_t(l) * widest, layer.n_expert, of_class.begin() + layer.first);
         }
         classes_[c].store->set_priorities(of_class);
+        if (ram_) {
+            ram_->set_priorities(static_cast<uint32_t>(c), of_class);
+        }
     }
 }
 
@@ -345,6 +366,10 @@ pye_stats Engine::stats() const {
         s.ram_resident     = ram_->n_resident();
         s.ram_slots        = ram_->n_slot();
         s.ram_budget_bytes = ram_->bytes();
+        s.ram_demotions    = source_->counters().demotions;
+        s.ram_fills        = source_->counters().fills;
+        s.back_bytes       = back_.bytes();
+        s.back_ns          = back_.busy_ns();
     }
     s.events_lost = events_.lost();
     return s;

@@ -10,6 +10,7 @@
 #include "link.h"
 #include "prefetcher.h"
 #include "pyengine.h"
+#include "ram_fill.h"
 #include "ram_tier.h"
 #include "recording.h"
 #include "replay.h"
@@ -33,13 +34,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
     explicit Engine(const std::string & path);
     ~Engine();
 
-    void   use_bundle(const std::string & path); // before start()
-    void   use_gpu(const char * name);           // likewise
-    void   start(uint64_t budget, uint64_t ram_budget);
-    void   close(); // stops I/O; computing afterwards fails
-    void   set_budget(uint64_t budget);
-    void   set_host_threads(int n);
-    void   set_link_limit(uint64_t bytes_per_s) { link_.limit(bytes_per_s); }
+    void use_bundle(const std::string & path); // before start()
+    void use_gpu(const char * name);           // likewise
+    void start(uint64_t budget, uint64_t ram_budget);
+    void close(); // stops I/O; computing afterwards fails
+    void set_budget(uint64_t budget);
+    void set_host_threads(int n);
+    void set_link_limit(uint64_t bytes_per_s) {
+        link_.limit(bytes_per_s);
+        back_.limit(bytes_per_s);
+    }
+    void   fill_ram(); // from now on, until all that fits is there; see RamFill
     void   set_priorities(const float * values, size_t n);
     void   inject_read_errors(uint64_t after, uint64_t n);
     void   set_replay(const int32_t * ids, size_t n_step, size_t n_used);
@@ -108,9 +113,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
     ExpertIndex                 index_;
     ggml_backend_dev_t          gpu_ = nullptr;
-    Link                        link_;
-    std::vector<platform::File> files_;  // until start() gives them to the source
-    std::unique_ptr<Bundle>     bundle_; // likewise
+    Link                        link_, back_; // to VRAM and from it
+    std::vector<platform::File> files_;       // until start() gives them to the source
+    std::unique_ptr<Bundle>     bundle_;      // likewise
     bool                        direct_ = true;
     ggml_backend_buffer_type    buft_   = {};
 
@@ -129,7 +134,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
     Timeline                                   timeline_;
     pye_stats                                  stats_  = {};
     bool                                       closed_ = false;
-    int64_t                                    owner_  = 0; // process that opened us
+    std::unique_ptr<RamFill>                   fill_;
+    int64_t                                    owner_ = 0; // process that opened us
 
     std::array<std::unique_ptr<BundlePacker>, 2> packers_; // raw or not
 

@@ -75,7 +75,7 @@ class PinnedInRam {
     }
     ~PinnedInRam() {
         for (uint32_t e : experts_) {
-            ram_->computed(layer_, e);
+            ram_->unpin(layer_, e);
         }
     }
     PinnedInRam(const PinnedInRam &)             = delete;

@@ -108,7 +108,7 @@ bool LayerStep::claim(uint32_t expert) {
     if (evicted != SlotStore::kNone) {
         ++engine_.stats_.evictions;
         const auto [owner, id] = engine_.index_.owner(layer_.shape_class, evicted);
-        engine_.source_->evicted(owner, id);
+        engine_.source_->evicted(owner, id, slot, store_.victim_passed());
         event(owner, id, PYE_EVENT_EVICT, 0);
     }
     return true;
@@ -125,7 +125,7 @@ void LayerStep::take(const DiskTier::Landed & landed) {
     engine_.timeline_.add(PYE_SPAN_DEMAND, number_, expert, landed.begun, landed.ended,
                           static_cast<uint16_t>((landed.ok ? Timeline::None : Timeline::GivenUp) |
                                                 (adopted ? Timeline::Adopted : Timeline::None)));
-    engine_.source_->landed(number_, expert, landed.ok);
+    engine_.source_->landed(number_, expert, slot, landed.ok);
     if (landed.ok) {
         store_.landed(slot);
         ready_.push_back(expert);

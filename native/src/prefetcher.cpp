@@ -116,7 +116,7 @@ bool Prefetcher::landed(const DiskTier::Landed & landed) {
         return false;
     }
     SlotStore & store = *stores_[shape_class];
-    source_.landed(load->layer, load->expert, landed.ok);
+    source_.landed(load->layer, load->expert, slot, landed.ok);
     timeline_.add(PYE_SPAN_PREFETCH, load->layer, load->expert, landed.begun, landed.ended,
                   landed.ok ? Timeline::None : Timeline::GivenUp);
     if (landed.ok) {
@@ -450,7 +450,7 @@ bool Prefetcher::begin(uint32_t layer, uint32_t expert, Kind kind, bool evict) {
         ++stats_.evictions;
         this->evicted(shape_class, slot);
         const auto [owner, id] = index_.owner(shape_class, evicted);
-        source_.evicted(owner, id);
+        source_.evicted(owner, id, slot, store.victim_passed());
         events_.push({static_cast<uint32_t>(stats_.steps_layers), static_cast<uint16_t>(owner),
                       static_cast<uint16_t>(id), PYE_EVENT_EVICT, 0});
     }

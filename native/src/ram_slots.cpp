@@ -11,6 +11,11 @@ void RamSlots::write(uint32_t slot, uint32_t place, const uint8_t * bytes) {
     memcpy(at(slot) + m.in_slot, bytes, m.bytes);
 }
 
+void RamSlots::read(uint32_t slot, uint32_t place, uint8_t * bytes) const {
+    const ExpertMatrix & m = layer_.matrices[place];
+    memcpy(bytes, base_ + slot * stride_ + m.in_slot, m.bytes);
+}
+
 ggml_tensor * RamSlots::view(ggml_context * ctx, uint32_t place, uint32_t first, uint32_t n) const {
     const ExpertMatrix & m = layer_.matrices[place];
     ggml_tensor *        t = ggml_new_tensor_3d(ctx, m.type, m.ne0, m.ne1, n);

@@ -13,6 +13,7 @@ class RamSlots : public SlotMemory {
         : layer_(layer), stride_(stride), base_(base), buffer_(buffer) {}
 
     void      write(uint32_t slot, uint32_t place, const uint8_t * bytes) override;
+    void      read(uint32_t slot, uint32_t place, uint8_t * bytes) const override;
     void      release(uint32_t) override {}
     uint8_t * at(uint32_t slot) override { return base_ + slot * stride_; }
 

@@ -10,8 +10,10 @@ RamTier::RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::v
     : index_(index) {
     ggml_backend_buffer_type_t buft = host_buffer_type(gpu);
     for (size_t c = 0; c < n_slot.size(); ++c) {
-        classes_.push_back({SlotStore(index.classes[c].n_expert), nullptr, nullptr});
+        const uint32_t n_expert = index.classes[c].n_expert;
+        classes_.push_back({SlotStore(n_expert), std::vector<uint8_t>(n_expert, 0), nullptr, nullptr});
         Class & k = classes_.back();
+        all_left_vram(static_cast<uint32_t>(c));
         if (n_slot[c] == 0) {
             continue;
         }
@@ -48,45 +50,72 @@ const uint8_t * RamTier::find(uint32_t layer, uint32_t expert) {
     return at(layer, slot);
 }
 
-void RamTier::computed(uint32_t layer, uint32_t expert) { class_of(layer).store.unpin(slot_of(layer, expert)); }
-
 RamSlots RamTier::slots(uint32_t layer) {
     const Class & k = class_of(layer);
     return {index_.layers[layer], index_.classes[index_.layers[layer].shape_class].stride, k.base, k.buffer};
 }
 
+void RamTier::unpin(uint32_t layer, uint32_t expert) {
+    SlotStore & store = class_of(layer).store;
+    store.unpin(store.slot_of(dense(layer, expert)));
+}
+
 uint8_t * RamTier::claim(uint32_t layer, uint32_t expert) {
     SlotStore & store = class_of(layer).store;
-    if (store.n_slot() == 0 || store.slot_of(dense(layer, expert)) != SlotStore::kNone) {
+    if (store.slot_of(dense(layer, expert)) != SlotStore::kNone) {
         return nullptr;
     }
     uint32_t       evicted = SlotStore::kNone;
-    const uint32_t slot    = store.claim(dense(layer, expert), &evicted);
+    const uint32_t slot    = store.claim_for_prefetch(dense(layer, expert), false, &evicted);
     return slot == SlotStore::kNone ? nullptr : at(layer, slot);
 }
 
-void RamTier::landed(uint32_t layer, uint32_t expert, bool ok) {
+uint8_t * RamTier::claim_for_demotion(uint32_t layer, uint32_t expert, bool passes) {
+    if (passes) {
+        return claim(layer, expert);
+    }
+    SlotStore & store = class_of(layer).store;
+    if (store.slot_of(dense(layer, expert)) != SlotStore::kNone) {
+        return nullptr;
+    }
+    uint32_t       evicted = SlotStore::kNone;
+    const uint32_t slot    = store.claim_by_worth(dense(layer, expert), &evicted);
+    return slot == SlotStore::kNone ? nullptr : at(layer, slot);
+}
+
+void RamTier::arrived(uint32_t layer, uint32_t expert, bool ok) {
     SlotStore &    store = class_of(layer).store;
-    const uint32_t e     = dense(layer, expert);
-    const uint32_t slot  = store.slot_of(e);
-    if (slot == SlotStore::kNone) {
-        return; // it was read past us
+    const uint32_t slot  = store.slot_of(dense(layer, expert));
+    if (!ok) {
+        store.failed(slot);
+        return;
     }
-    if (store.state(slot) == SlotStore::State::Loading) {
-        if (!ok) {
-            store.failed(slot);
-            return;
-        }
-        store.landed(slot);
-        store.touch(slot);
-    }
+    store.landed(slot);
     store.unpin(slot);
-    if (ok) {
-        store.forget_expected(e, 1);
+}
+
+// What is not in VRAM is "expected": no victim while there are others.
+void RamTier::entered_vram(uint32_t layer, uint32_t expert) {
+    class_of(layer).in_vram[dense(layer, expert)] = 1;
+    class_of(layer).store.forget_expected(dense(layer, expert), 1);
+}
+
+void RamTier::left_vram(uint32_t layer, uint32_t expert) {
+    class_of(layer).in_vram[dense(layer, expert)] = 0;
+    class_of(layer).store.expect(dense(layer, expert));
+}
+
+void RamTier::all_left_vram(uint32_t shape_class) {
+    Class & k = classes_[shape_class];
+    for (uint32_t e = 0; e < k.in_vram.size(); ++e) {
+        k.in_vram[e] = 0;
+        k.store.expect(e);
     }
 }
 
-void RamTier::left_vram(uint32_t layer, uint32_t expert) { class_of(layer).store.expect(dense(layer, expert)); }
+void RamTier::set_priorities(uint32_t shape_class, const std::vector<float> & priorities) {
+    classes_[shape_class].store.set_priorities(priorities);
+}
 
 uint64_t RamTier::n_slot() const {
     uint64_t n = 0;

@@ -90,6 +90,10 @@ void SlotArena::write(uint32_t slot, uint32_t place, const uint8_t * bytes) {
     repack(m, m.ne1, bytes, at);
 }
 
+void SlotArena::read(uint32_t, uint32_t, uint8_t *) const {
+    throw Error(PYE_E_STATE, "slots for the CPU's kernels have nothing below them but the disk");
+}
+
 void SlotArena::repack(const Matrix & m, int64_t ne1, const uint8_t * bytes, uint8_t * to) {
     ggml_tensor t = {};
     t.type        = m.type;

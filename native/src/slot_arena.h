@@ -21,6 +21,7 @@ class SlotArena : public SlotMemory {
     ~SlotArena() override;
 
     void      write(uint32_t slot, uint32_t place, const uint8_t * bytes) override;
+    void      read(uint32_t slot, uint32_t place, uint8_t * bytes) const override;
     void      release(uint32_t slot) override; // gives the memory back to the system
     uint8_t * at(uint32_t slot) override { return base_ + slot * stride_; }
 

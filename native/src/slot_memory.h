@@ -28,6 +28,8 @@ class SlotMemory {
     // Write one matrix of an expert, file layout, into a slot. Any thread; one writer per (slot, matrix). Returns once the
     // bytes are there. Throws Error.
     virtual void write(uint32_t slot, uint32_t place, const uint8_t * bytes) = 0;
+    // Read one matrix of a slot that is not being written, file layout. Any thread. Throws Error if the slots keep another.
+    virtual void read(uint32_t slot, uint32_t place, uint8_t * bytes) const = 0;
     // The slot's content is no longer needed.
     virtual void release(uint32_t slot) = 0;
     // Where a slot's image can be written as it lies; nullptr: only by write().

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace pye {
 
@@ -106,6 +107,21 @@ uint32_t SlotStore::claim_for_prefetch(uint32_t expert, bool evict, uint32_t * e
     return fill(s, expert, evicted);
 }
 
+uint32_t SlotStore::claim_by_worth(uint32_t expert, uint32_t * evicted) {
+    if (slot_of_[expert] != kNone) {
+        throw std::logic_error("claim of an expert that has a slot");
+    }
+    uint32_t s = empty_slot(expert);
+    if (s == kNone) {
+        s = spare();
+    }
+    if (s == kNone) {
+        s = victim(true);
+        s = s != kNone && priority_[slots_[s].expert] > priority_[expert] ? kNone : s;
+    }
+    return fill(s, expert, evicted);
+}
+
 uint32_t SlotStore::would_leave(uint32_t expert) {
     const uint32_t s = empty_slot(expert) == kNone ? victim_for_prefetch() : kNone;
     return s == kNone ? kNone : slots_[s].expert;
@@ -117,15 +133,33 @@ uint32_t SlotStore::victim_for_prefetch() const {
     return s != kNone && priority_[slots_[s].expert] == INFINITY ? kNone : s;
 }
 
+// Of those that nobody expects from here, the one that they will need here last: where they are instead, it leaves last.
+uint32_t SlotStore::spare() const {
+    uint32_t best = kNone;
+    for (uint32_t s = 0; s < slots_.size(); ++s) {
+        const Slot & slot = slots_[s];
+        if (slot.state != State::Ready || slot.pins != 0 || expected_[slot.expert] != 0) {
+            continue;
+        }
+        const auto standing = [this](const Slot & x) { return std::make_pair(priority_[x.expert], x.used); };
+        if (best == kNone || standing(slots_[best]) < standing(slot)) {
+            best = s;
+        }
+    }
+    return best;
+}
+
 uint32_t SlotStore::fill(uint32_t slot, uint32_t expert, uint32_t * evicted) {
     *evicted = kNone;
     if (slot == kNone) {
         return kNone;
     }
     if (slots_[slot].state == State::Ready) {
-        *evicted = slots_[slot].expert;
+        *evicted       = slots_[slot].expert;
+        victim_passed_ = slots_[slot].passing;
         vacate(slot);
     }
+    ++n_filled_;
     slots_[slot].state   = State::Loading;
     slots_[slot].expert  = expert;
     slots_[slot].used    = ++clock_;
@@ -143,6 +177,7 @@ void SlotStore::vacate(uint32_t slot) {
     s.expert           = kNone;
     s.state            = State::Empty;
     --n_ready_;
+    --n_filled_;
 }
 
 void SlotStore::landed(uint32_t slot) {
@@ -163,6 +198,7 @@ void SlotStore::failed(uint32_t slot) {
     slot_of_[s.expert] = kNone;
     s.expert           = kNone;
     s.state            = State::Empty;
+    --n_filled_;
     if (std::find(empty_.begin(), empty_.end(), slot) ==
         empty_.end()) { // it never left if it was the expert's own place
         empty_.push_back(slot);
@@ -186,12 +222,13 @@ void SlotStore::set_priorities(const std::vector<float> & priorities) {
 }
 
 void SlotStore::check() const {
-    uint32_t in_use = 0, ready = 0;
+    uint32_t in_use = 0, ready = 0, n_filled = 0;
     for (uint32_t s = 0; s < slots_.size(); ++s) {
         const Slot & slot   = slots_[s];
         const bool   filled = slot.state == State::Ready || slot.state == State::Loading;
         in_use += slot.state != State::Retired;
         ready += slot.state == State::Ready;
+        n_filled += filled;
         if (filled != (slot.expert != kNone) || (filled && slot_of_[slot.expert] != s) || (!filled && slot.pins != 0)) {
             throw std::logic_error("slot and directory disagree");
         }
@@ -201,7 +238,7 @@ void SlotStore::check() const {
             throw std::logic_error("directory names a slot that holds another expert");
         }
     }
-    if (in_use != n_slot_ || ready != n_ready_) {
+    if (in_use != n_slot_ || ready != n_ready_ || n_filled != n_filled_) {
         throw std::logic_error("slot counts are wrong");
     }
 }

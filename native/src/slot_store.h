@@ -25,6 +25,7 @@ class SlotStore {
 
     uint32_t n_slot() const { return n_slot_; }
     uint32_t n_resident() const { return n_ready_; }
+    bool     has_empty() const { return n_filled_ < n_slot_; } // of the slots in use
     uint32_t slot_of(uint32_t expert) const { return slot_of_[expert]; }
     uint32_t expert_in(uint32_t slot) const { return slots_[slot].expert; }
     State    state(uint32_t slot) const { return slots_[slot].state; }
@@ -41,7 +42,10 @@ class SlotStore {
     // The same for an expert that may turn out not to be needed: never in the place of one that is expected or pinned by an
     // infinite priority, and without `evict` only in an empty slot.
     uint32_t claim_for_prefetch(uint32_t expert, bool evict, uint32_t * evicted);
-    // Who would leave for it then; kNone: nobody, for there is an empty slot, or nobody may.
+    // The same for an expert that is worth a slot only by its priority: an empty one, else of those that are not expected that
+    // of the highest priority, else that of the lowest, if it is not above its own.
+    uint32_t claim_by_worth(uint32_t expert, uint32_t * evicted);
+    // Who would leave for a prefetch; kNone: nobody, for there is an empty slot, or nobody may.
     uint32_t would_leave(uint32_t expert);
     void     landed(uint32_t slot); // LOADING -> READY, pinned once by the caller
     void     failed(uint32_t slot); // LOADING -> EMPTY
@@ -61,6 +65,8 @@ class SlotStore {
     void forget_expected(uint32_t first, uint32_t n);
 
     float priority(uint32_t expert) const { return priority_[expert]; }
+    // Whether the one that left last was to pass on.
+    bool victim_passed() const { return victim_passed_; }
     // One value per expert of the class; NaN counts as zero.
     void set_priorities(const std::vector<float> & priorities);
 
@@ -79,6 +85,7 @@ class SlotStore {
 
     uint32_t victim(bool expected) const;
     uint32_t victim_for_prefetch() const;
+    uint32_t spare() const;
     uint32_t fill(uint32_t slot, uint32_t expert, uint32_t * evicted);
     uint32_t empty_slot(uint32_t expert);
     void     vacate(uint32_t slot);
@@ -88,9 +95,11 @@ class SlotStore {
     std::vector<float>    priority_; // by expert
     std::vector<uint8_t>  expected_; // by expert
     std::vector<uint32_t> empty_;    // may hold stale entries; a slot is empty if its state says so
-    uint32_t              n_slot_  = 0;
-    uint32_t              n_ready_ = 0;
-    uint64_t              clock_   = 0;
+    uint32_t              n_slot_        = 0;
+    uint32_t              n_ready_       = 0;
+    uint32_t              n_filled_      = 0; // or being filled
+    uint64_t              clock_         = 0;
+    bool                  victim_passed_ = false;
 };
 
 } // namespace pye

@@ -528,7 +528,7 @@ TEST(signals_are_blocked_in_io_threads) {
     }
 }
 
-// ---- two queues
+// ---- queues
 
 namespace {
 
@@ -656,6 +656,39 @@ TEST(prefetches_leave_a_thread_for_demand_loads) {
     for (int i = 0; i < 5; ++i) {
         CHECK(tier.load_wait().ok);
     }
+}
+
+TEST(fills_come_after_everything_and_land_apart) {
+    Queue q;
+    q.begin(1, 2, Urgency::Fill);
+    q.begin(2, 2, Urgency::Prefetch);
+    q.begin(3, 1, Urgency::Demand);
+    CHECK(tags(q.finish(3)) == (std::vector<uint64_t>{0, 3, 2}));
+    DiskTier::Landed landed;
+    CHECK(q.tier.fill_wait(&landed));
+    CHECK_EQUAL(landed.tag, 1u);
+    CHECK(landed.ok);
+    CHECK(q.order == (std::vector<uint64_t>{0, 3, 2, 2, 1, 1}));
+    CHECK(!q.tier.fill_poll(&landed));
+    CHECK(!q.tier.fill_wait(&landed)); // none is under way
+    CHECK(!q.tier.load_poll(&landed));
+}
+
+TEST(cancelled_fills_land_unread) {
+    Queue q;
+    for (uint64_t tag = 1; tag < 4; ++tag) {
+        q.begin(tag, 2, Urgency::Fill);
+    }
+    q.tier.cancel_fills();
+    DiskTier::Landed landed;
+    for (uint64_t tag = 1; tag < 4; ++tag) {
+        CHECK(q.tier.fill_poll(&landed));
+        CHECK(landed.cancelled && !landed.ok);
+        CHECK_EQUAL(landed.tag, tag);
+    }
+    CHECK(!q.tier.fill_wait(&landed));
+    CHECK(q.finish(1)[0].ok);
+    CHECK_EQUAL(q.tier.counters().reads.load(), 1u);
 }
 
 TEST(a_load_in_pieces_is_checked_as_a_whole) {

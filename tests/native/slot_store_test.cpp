@@ -470,3 +470,33 @@ TEST(the_latest_that_passes_on_is_the_first_victim) {
     CHECK_EQUAL(claim(store, 5).evicted, 1u);
     CHECK_EQUAL(claim(store, 6).evicted, 0u); // now by age
 }
+
+TEST(who_comes_by_worth_takes_what_is_spare_then_what_is_worth_no_more) {
+    SlotStore store = full_store(8, 4); // experts 0 to 3
+    store.set_priorities({1, 2, 3, 4, 2, 2, 9, 0});
+    uint32_t evicted = 12345;
+    store.expect(0);
+    store.expect(3);
+    store.landed(store.claim_by_worth(4, &evicted));
+    CHECK_EQUAL(evicted, 2u); // of 1 and 2, which are spare, the one that is kept longer elsewhere
+    store.expect(4);
+    store.expect(1);
+    store.unpin(store.slot_of(4));
+    CHECK_EQUAL(store.claim_by_worth(7, &evicted), kNone); // all are worth more
+    CHECK_EQUAL(evicted, kNone);
+    store.failed(store.claim_by_worth(5, &evicted));
+    CHECK_EQUAL(evicted, 0u);
+    CHECK(store.has_empty());
+    CHECK(store.claim_by_worth(7, &evicted) != kNone);
+    CHECK(!store.has_empty());
+    store.check();
+}
+
+TEST(it_is_known_whether_the_victim_was_to_pass_on) {
+    SlotStore store = full_store(6, 2);
+    store.pass_on(store.slot_of(1));
+    (void)claim(store, 2);
+    CHECK(store.victim_passed());
+    (void)claim(store, 3);
+    CHECK(!store.victim_passed());
+}
