@@ -84,7 +84,7 @@ def test_a_gpu_with_less_memory_than_it_said_gets_fewer_slots(
 
 
 def test_with_unified_memory_there_is_one_copy(generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device("CPU", "a board", 8 << 30, 16 << 30, gpu=True, unified=True)
+    device = Device("CPU", "a board", "", 8 << 30, 16 << 30, gpu=True, unified=True)
     monkeypatch.setattr(vram, "devices", lambda: [device])
     with _open(generated_model("llama-q4_0").path, gpu="auto", ram_budget="auto") as llama:
         stats = llama.expert_stats()
