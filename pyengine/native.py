@@ -116,8 +116,10 @@ def devices() -> list[Device]:
     found: list[Device] = []
     raw = ffi.new("pye_device *")
     while lib.pye_get_device(len(found), raw) == lib.PYE_OK:
-        texts = [ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description, raw.device_id)]
-        found.append(Device(*texts, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified)))
+        name, what, number = (
+            ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description, raw.device_id)
+        )
+        found.append(Device(name, what, number, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified)))
     return found
 
 

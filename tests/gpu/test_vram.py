@@ -69,11 +69,11 @@ def test_a_gpu_with_less_memory_than_it_said_gets_fewer_slots(
 ) -> None:
     most: list[int] = []
 
-    def set_vram_budget(self: NativeEngine, budget: int) -> None:
+    def set_vram_budget(self: NativeEngine, budget: int, gpu: int | None = None) -> None:
         most.append(budget)
         if len(most) < 3:
             raise MemoryError("no")
-        real(self, budget)
+        real(self, budget, gpu)
 
     real = NativeEngine.set_vram_budget
     monkeypatch.setattr(NativeEngine, "set_vram_budget", set_vram_budget)
