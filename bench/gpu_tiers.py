@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--warm-tokens", type=int, default=64)
     parser.add_argument("--warm-chunks", type=int, default=3)
-    parser.add_argument("--gpu", default="CUDA0")
+    parser.add_argument("--gpu", default="CUDA0", help="or several, CUDA0,CUDA1: layers divided as llama.cpp does")
     parser.add_argument("--ram", default="100%")
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--link", type=int, default=0)

@@ -30,9 +30,16 @@ class _Override(ctypes.Structure):
 class Stock(llama_cpp.Llama):
     """llama_cpp.Llama with the experts of some layers on the CPU, as llama.cpp's own programs can place them."""
 
-    def __init__(self, path: str, layers_on_cpu: int, **kwargs: Any) -> None:
-        lib = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    def __init__(self, path: str, layers_on_cpu: int, gpus: list[str], **kwargs: Any) -> None:
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        lib = ctypes.CDLL(str(folder / "libggml-base.so"))
         lib.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p
+        registry = ctypes.CDLL(str(folder / "libggml.so"))
+        registry.ggml_backend_dev_by_name.restype = ctypes.c_void_p
+        llama_cpp.llama_backend_init()
+        self._devices = (ctypes.c_void_p * (len(gpus) + 1))(  # a null ends the list
+            *[registry.ggml_backend_dev_by_name(name.encode()) for name in gpus]
+        )
         self._given: Any = None
         self._array = (_Override * 2)()
         if layers_on_cpu > 0:
@@ -43,8 +50,10 @@ class Stock(llama_cpp.Llama):
 
     @property
     def model_params(self) -> Any:
-        if self._given is not None and self._array[0].pattern:
-            self._given.tensor_buft_overrides = ctypes.cast(self._array, ctypes.c_void_p)
+        if self._given is not None:
+            self._given.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+            if self._array[0].pattern:
+                self._given.tensor_buft_overrides = ctypes.cast(self._array, ctypes.c_void_p)
         return self._given
 
     @model_params.setter
@@ -107,7 +116,7 @@ def main() -> None:
         if task["link"]:
             engine.set_link_limit(task["link"])
     else:
-        model = Stock(task["model"], int(rest or 0), **options)
+        model = Stock(task["model"], int(rest or 0), task["gpu"].split(","), **options)
     out: dict[str, Any] = {"row": row, "load_s": time.perf_counter() - start}
     run = Run(model, 7)
     logits = []

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class ExpertEngine:
         bundle: see pyengine.bundles.use_bundle.
         policy: see pyengine.policies.
         look_ahead: see pyengine.advice.foresight.
-        gpu: where experts compute, with its budgets; None is the CPU.
+        gpu: where experts compute, with the budgets; None is the CPU.
 
     Raises:
         ModelFileError, StaleBundleError, BudgetError, MemoryError.
@@ -62,7 +62,7 @@ class ExpertEngine:
         bundle: str | Path = "use",
         policy: str = "auto",
         look_ahead: str = "auto",
-        gpu: vram.Gpu | None = None,
+        gpu: vram.Gpus | None = None,
     ) -> None:
         check_policy(policy)
         foresight.check_wording(look_ahead)
@@ -111,14 +111,19 @@ class ExpertEngine:
         return self._native.buffer_type
 
     @property
-    def gpu_device(self) -> int:
-        """Address of the ggml_backend_device that llama.cpp must compute on; 0: its own choice."""
-        return self._native.gpu_device
+    def gpu_devices(self) -> list[int]:
+        """Addresses of the ggml_backend_devices that llama.cpp must compute on; none: its own choice."""
+        return self._native.gpu_devices
+
+    @property
+    def gpu_shares(self) -> tuple[float, ...]:
+        """What llama.cpp must be told as tensor_split, one for each of these devices."""
+        return () if self._gpu is None else self._gpu.shares
 
     def settle(self) -> None:
         """Call once the model and its context are loaded: "auto" takes its memory, the pressure watch begins."""
         if self._gpu is not None:
-            vram.settle(self._native, self._info, self._gpu)
+            vram.settle(self._native, self._gpu)
             self._advise()
             if self._native.stats()["slots"] < self._info.n_experts_total:
                 self._native.fill_ram()
@@ -165,13 +170,13 @@ class ExpertEngine:
         """The cache policy in use; of "auto", what it has chosen."""
         return self._policy if self._auto is None else self._auto.policy
 
-    def set_vram_budget(self, vram_budget: Budget) -> None:
+    def set_vram_budget(self, vram_budget: vram.Budgets) -> None:
         """Change it while the model runs. Raises BudgetError, MemoryError; UsageError without a GPU."""
         self.check_process()
         if self._gpu is None:
             raise UsageError("no GPU is in use: experts are in RAM")
-        gpu = replace(self._gpu, vram_budget=vram_budget)
-        vram.settle(self._native, self._info, gpu)
+        gpu = replace(self._gpu, vram_budgets=vram.check_budgets(vram_budget, len(self._gpu.devices)))
+        vram.settle(self._native, gpu)
         self._gpu = gpu
         if self._native.stats()["slots"] >= self._info.n_experts_total:
             vram.fill(self._native, self._info)
@@ -216,7 +221,7 @@ class ExpertEngine:
         if self._gpu is not None:
             return (
                 f"{info.n_layer} layers x {kept} of {info.n_expert} experts ({stats['budget_bytes'] / 2**20:.1f} MiB) "
-                f"in memory of {self._gpu.device} over {stats['ram_slots'] / info.n_layer:.1f} "
+                f"in {vram.places(self._native.gpus())} over {stats['ram_slots'] / info.n_layer:.1f} "
                 f"({stats['ram_budget_bytes'] / 2**20:.1f} MiB) in RAM over disk, {info.kernels}, "
                 f"{'direct' if info.direct_io else 'buffered'} I/O"
             )
@@ -245,7 +250,8 @@ class ExpertEngine:
             "compute_seconds": raw["compute_ns"] / 1e9,
             "load_seconds": raw["load_ns"] / 1e9,
             "io_seconds": raw["io_ns"] / 1e9,
-            "gpu": None if self._gpu is None else self._gpu.device,
+            "gpu": None if self._gpu is None else self._gpu.name,
+            "gpus": tuple(asdict(part) for part in self._native.gpus()),
             "link_bytes": raw["link_bytes"],
             "link_seconds": raw["link_ns"] / 1e9,
             **{
@@ -316,7 +322,7 @@ def open_engine(
     say: Callable[[str], None],
     policy: str = "auto",
     look_ahead: str = "auto",
-    gpu: vram.Gpu | None = None,
+    gpu: vram.Gpus | None = None,
 ) -> ExpertEngine | None:
     """An engine for the model, or None, with one plain line said, if stock llama.cpp must run it alone."""
     try:

@@ -67,9 +67,11 @@ class Llama(llama_cpp.Llama):
         model_path: GGUF file (the first one of a split model); None is the small model that comes with the package.
         ram_budget: "auto" (what the machine can spare), a share of all experts ("50%"), a size ("2GiB") or bytes. With
             a GPU: of the tier behind it, "0" for none.
-        vram_budget: the same for slots in the memory of the GPU.
-        gpu: "auto" is the first GPU that this build of llama.cpp finds (unless n_gpu_layers=0 is given), "off" none,
-            otherwise ggml's name of a device, e.g. "CUDA0".
+        vram_budget: the same for slots in the memory of the GPU; of several GPUs for all together, or a list of one
+            for each.
+        gpu: "auto" is every GPU that this build of llama.cpp finds (unless n_gpu_layers=0 is given), "off" none,
+            otherwise ggml's names of devices, e.g. "CUDA0", or "CUDA0,CUDA1", or a list. Layers are divided as in
+            llama.cpp: by free memory or tensor_split; split_mode "none" takes main_gpu alone, others are refused.
         hybrid: with a GPU, let the CPU compute some of the experts that are missing in VRAM while others are moved, where
             that is faster. Their rows round as the CPU's kernels do, and which ones depends on measured times; without
             it, the same text gives the same bits every time.
@@ -96,8 +98,8 @@ class Llama(llama_cpp.Llama):
         model_path: str | Path | None = None,
         *,
         ram_budget: Budget = "auto",
-        vram_budget: Budget = "auto",
-        gpu: str = "auto",
+        vram_budget: vram.Budgets = "auto",
+        gpu: str | Sequence[str] = "auto",
         hybrid: bool = True,
         bundle: str | Path = "use",
         policy: str = "auto",
@@ -136,8 +138,13 @@ class Llama(llama_cpp.Llama):
             self._engaged = "vocabulary only"
         else:
             with _reasons():
-                wanted = "off" if kwargs.get("n_gpu_layers") == 0 else gpu
-                chosen = vram.choose(wanted, vram_budget, ram_budget, _host_threads(kwargs["n_threads"]) if hybrid else 0)
+                chosen = vram.choose(
+                    "off" if kwargs.get("n_gpu_layers") == 0 else gpu,
+                    vram_budget,
+                    ram_budget,
+                    _split(kwargs),
+                    host_threads=_host_threads(kwargs["n_threads"]) if hybrid else 0,
+                )
                 self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
         try:
             if self._engine is not None:
@@ -151,7 +158,8 @@ class Llama(llama_cpp.Llama):
                     _log.warning("use_mlock: not done; experts come and go, and the other weights stay unlocked")
                 _refuse_impossible(kwargs.get("kv_overrides") or {}, self._engine.info)
                 self._overrides = self._buffer_overrides(self._engine)
-                self._devices = (ctypes.c_void_p * 2)(self._engine.gpu_device or None)  # the second one ends the list
+                self._devices = (ctypes.c_void_p * (len(self._engine.gpu_devices) + 1))(*self._engine.gpu_devices)
+                self._shares = (ctypes.c_float * llama_cpp.LLAMA_MAX_DEVICES)(*self._engine.gpu_shares)
             self._load(path, kwargs)
             if self._engine is not None:
                 self._guard_decoding()
@@ -187,7 +195,10 @@ class Llama(llama_cpp.Llama):
         if self._params is not None and self._engine is not None:
             self._params.tensor_buft_overrides = ctypes.cast(self._overrides, ctypes.c_void_p)
             if self._devices[0]:
-                self._params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+                self._params.devices = ctypes.cast(self._devices, ctypes.c_void_p)  # a null ends it
+                # What was chosen, and by which the engine has divided the experts.
+                self._params.split_mode, self._params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_LAYER, 0
+                self._params.tensor_split = self._shares
             # mmap would populate the whole file; buffered reading would pull experts into the page cache.
             self._params.load_mode = llama_cpp.LLAMA_LOAD_MODE_DIRECT_IO
         return self._params
@@ -302,7 +313,9 @@ class Llama(llama_cpp.Llama):
             reads, read_errors, stall_seconds (kernels waiting for experts), compute_seconds (in expert kernels),
             load_seconds (summed over I/O threads), io_seconds (with at least one load under way), expert_ffns, passes,
             resident (experts now), resident_bytes, slots, budget_bytes, bundle (the path in use or None), experts,
-            expert_bytes, least_budget, layers; gpu (name or None; slots are in its memory), link_bytes (moved to it),
+            expert_bytes, least_budget, layers; gpu (name or None; slots are in its memory; several: with commas), gpus
+            (a dict for each: name, n_layer, slots, resident, budget_bytes, least_budget, slot_bytes, ffns), link_bytes
+            (moved to them),
             link_seconds (summed over threads), syncs (waits for the GPU), begun_ahead (pieces of graphs, before it was
             known whether their experts are there), computed_again (of those: one was not), ram_hits (loads served by
             the RAM tier), ram_resident, ram_slots, ram_budget_bytes.
@@ -317,10 +330,10 @@ class Llama(llama_cpp.Llama):
             self._engine.set_ram_budget(ram_budget)
         self._ram_budget = ram_budget
 
-    def set_vram_budget(self, vram_budget: Budget) -> None:
+    def set_vram_budget(self, vram_budget: vram.Budgets) -> None:
         """Change the slots in VRAM now, also while another thread computes. Raises BudgetError, MemoryError; UsageError
         if no GPU is in use."""
-        check_wording(vram_budget, "vram_budget")
+        vram.check_budgets(vram_budget)
         if self._engine is not None:
             self._engine.set_vram_budget(vram_budget)
         self._vram_budget = vram_budget
@@ -379,6 +392,12 @@ def _reasons() -> Iterator[None]:
             raise type(error)(f"{error}: {_LOG_PREFIX.sub('', said[0])}") from error
 
 
+def _split(kwargs: dict[str, Any]) -> vram.Split:
+    """What llama_cpp.Llama was told about several GPUs."""
+    named = {"mode": "split_mode", "main_gpu": "main_gpu", "shares": "tensor_split", "n_gpu_layers": "n_gpu_layers"}
+    return vram.Split(**{ours: kwargs[theirs] for ours, theirs in named.items() if theirs in kwargs})
+
+
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     known = set(inspect.signature(llama_cpp.Llama.__init__).parameters) - {"self", "model_path", "kwargs"}
     for name in kwargs:
@@ -406,6 +425,7 @@ _NO_STATS: dict[str, Any] = {
     "hit_rate": None,
     "bundle": None,
     "gpu": None,
+    "gpus": (),
     **dict.fromkeys(
         (
             "hits misses prefetches prefetch_hits prefetches_late prefetches_wasted prefetches_failed guesses "

@@ -104,6 +104,7 @@ class Device:
 
     name: str
     description: str
+    device_id: str
     free_bytes: int
     total_bytes: int
     gpu: bool
@@ -115,9 +116,25 @@ def devices() -> list[Device]:
     found: list[Device] = []
     raw = ffi.new("pye_device *")
     while lib.pye_get_device(len(found), raw) == lib.PYE_OK:
-        name, description = (ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description))
-        found.append(Device(name, description, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified)))
+        name, what, number = (
+            ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description, raw.device_id)
+        )
+        found.append(Device(name, what, number, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified)))
     return found
+
+
+@dataclass(frozen=True)
+class GpuPart:
+    """What one of the GPUs in use has of a model, see pye_gpu; sizes in bytes."""
+
+    name: str
+    n_layer: int
+    slot_bytes: int
+    least_budget: int
+    budget_bytes: int
+    slots: int
+    resident: int
+    ffns: int
 
 
 #: Version of the bundle's format.
@@ -213,9 +230,29 @@ class NativeEngine:
         """Make slots for `ram_budget` bytes. Raises BudgetError, MemoryError."""
         _check(lib.pye_start(self._open(), ram_budget))
 
-    def use_gpu(self, device: str) -> None:
-        """Keep slots on the ggml device of this name; before start_on_gpu(). Changes info.least_budget."""
-        _check(lib.pye_use_gpu(self._open(), device.encode()))
+    def use_gpus(self, devices: Sequence[str], shares: Sequence[float] | None = None, n_gpu_layers: int = -1) -> None:
+        """Keep slots on the ggml devices of these names; once, before start_on_gpu(). Changes info.least_budget.
+
+        Args:
+            devices: each has the layers that llama.cpp gives it, see pye_use_gpus.
+            shares: of the layers, as llama.cpp's tensor_split; None: equal ones.
+            n_gpu_layers: as llama.cpp's.
+        """
+        names = [ffi.new("char[]", device.encode()) for device in devices]
+        split = [1.0] * len(names) if shares is None else list(shares)
+        if len(split) != len(names):
+            raise UsageError(f"{len(split)} shares of the layers do not fit {len(names)} GPUs")
+        _check(lib.pye_use_gpus(self._open(), names, split, len(names), n_gpu_layers))
+
+    def gpus(self) -> list[GpuPart]:
+        """The GPUs in use, as they were named."""
+        parts: list[GpuPart] = []
+        raw = ffi.new("pye_gpu *")
+        while lib.pye_gpu_device(self._open(), len(parts)) != ffi.NULL:
+            _check(lib.pye_get_gpu(self._open(), len(parts), raw))
+            numbers = {name: getattr(raw, name) for name, _ in ffi.typeof("pye_gpu").fields if name != "name"}
+            parts.append(GpuPart(ffi.string(raw.name).decode("utf-8", "replace"), **numbers))
+        return parts
 
     def start_on_gpu(self, vram_budget: int, ram_budget: int) -> None:
         """Make slots for `vram_budget` bytes, with `ram_budget` bytes of experts in RAM behind them. Raises
@@ -223,14 +260,18 @@ class NativeEngine:
         _check(lib.pye_start_on_gpu(self._open(), vram_budget, ram_budget))
 
     @property
-    def gpu_device(self) -> int:
-        """Address of the ggml_backend_device for llama_model_params.devices; 0 without a GPU."""
-        return int(ffi.cast("uintptr_t", lib.pye_gpu_device(self._open())))
+    def gpu_devices(self) -> list[int]:
+        """Addresses of the ggml_backend_devices for llama_model_params.devices; none without a GPU."""
+        addresses: list[int] = []
+        while address := int(ffi.cast("uintptr_t", lib.pye_gpu_device(self._open(), len(addresses)))):
+            addresses.append(address)
+        return addresses
 
-    def set_vram_budget(self, vram_budget: int) -> None:
-        """Change the bytes of slots in VRAM while the engine runs. Raises BudgetError; MemoryError, after which nothing
-        can be computed until a smaller budget has been accepted."""
-        _check(lib.pye_set_vram_budget(self._open(), vram_budget))
+    def set_vram_budget(self, vram_budget: int, gpu: int | None = None) -> None:
+        """Change the bytes of slots in VRAM while the engine runs: on the GPU of this number, or on all, in proportion
+        of their experts. Raises BudgetError; MemoryError, after which nothing can be computed until a smaller budget
+        has been accepted."""
+        _check(lib.pye_set_vram_budget(self._open(), -1 if gpu is None else gpu, vram_budget))
 
     def fill_ram(self) -> None:
         """With a GPU: read experts into empty slots in RAM, best first, while the disk has nothing else to do. Returns

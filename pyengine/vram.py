@@ -1,13 +1,17 @@
-"""The GPU that experts are kept on, and how much of its memory they may take."""
+"""The GPUs that experts are kept on, which layers are whose, and how much of their memory experts may take."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import llama_cpp
 
 from pyengine.budget import Budget, available_memory, check_wording, reserve, resolve
-from pyengine.errors import UsageError
-from pyengine.native import Device, ModelInfo, NativeEngine, devices
+from pyengine.errors import BudgetError, UsageError
+from pyengine.native import Device, GpuPart, ModelInfo, NativeEngine, devices
 
 _log = logging.getLogger("pyengine")
 
@@ -18,38 +22,141 @@ _SHARE_LEFT, _LEAST_LEFT = 0.05, 512 << 20
 #: If the GPU has less than it said, so much less is tried, until it fits.
 _LESS = 0.9
 
+_NAME = "vram_budget"
+
+#: One for all GPUs together, or one for each; as a text with commas, too.
+Budgets = Budget | Sequence[Budget]
+
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU and the budgets of the tiers on it and behind it, as users write them."""
+class Split:
+    """How llama_cpp.Llama is told to divide a model among GPUs; its own defaults."""
 
-    device: str
-    vram_budget: Budget
+    mode: int = llama_cpp.LLAMA_SPLIT_MODE_LAYER
+    main_gpu: int = 0
+    shares: Sequence[float] | None = None
+    n_gpu_layers: int = -1
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs in use and the budgets of the tiers on them and behind them, as users write them.
+
+    Attributes:
+        devices: ggml's names, in the order that llama.cpp is given them.
+        shares: of the layers, one for each, not all zero; llama.cpp must be given the same.
+        n_gpu_layers: as llama.cpp's.
+        vram_budgets: one for all together, or one for each.
+        ram_budget: of the tier that all of them share.
+        host_threads: that compute experts which lie in RAM while others are moved; 0: all are moved.
+    """
+
+    devices: tuple[str, ...]
+    vram_budgets: tuple[Budget, ...]
     ram_budget: Budget
-    host_threads: int = 0  # that compute experts which lie in RAM while others are moved; 0: all are moved
+    shares: tuple[float, ...] = field(default=(1.0,))
+    n_gpu_layers: int = -1
+    host_threads: int = 0
+
+    @property
+    def name(self) -> str:
+        """The devices as a user may write them."""
+        return ",".join(self.devices)
 
 
-def choose(gpu: str, vram_budget: Budget, ram_budget: Budget, host_threads: int = 0) -> Gpu | None:
-    """The GPU to use, if any.
+def check_budgets(budgets: Budgets, n_gpu: int | None = None) -> tuple[Budget, ...]:
+    """One budget for all GPUs, or one for each of `n_gpu`, if that is known. Raises BudgetError."""
+    if isinstance(budgets, str):
+        given: tuple[Budget, ...] = tuple(_number_or_text(part) for part in budgets.split(","))
+    else:
+        given = tuple(budgets) if isinstance(budgets, Sequence) else (budgets,)
+    for budget in given:
+        check_wording(budget, _NAME)
+    if n_gpu is not None and len(given) not in (1, n_gpu):
+        raise BudgetError(f"{_NAME} has {len(given)} sizes for {n_gpu} GPU{'s' * (n_gpu != 1)}; write one, or one each")
+    if not given:
+        raise BudgetError(f"{_NAME} is empty")
+    return given
+
+
+def _number_or_text(part: str) -> Budget:
+    return int(part) if part.strip().isascii() and part.strip().isdigit() else part
+
+
+def choose(
+    gpu: str | Sequence[str],
+    vram_budget: Budgets,
+    ram_budget: Budget,
+    split: Split | None = None,
+    *,
+    host_threads: int = 0,
+) -> Gpus | None:
+    """The GPUs to use, if any.
 
     Args:
-        gpu: "auto" is the first that this build of llama.cpp finds, "off" none, otherwise ggml's name of a device.
+        gpu: "auto" is all that this build of llama.cpp finds and would use, "off" none, otherwise ggml's names of
+            devices, in a sequence or with commas.
+        split: split_mode "none" takes main_gpu, of these, alone.
 
     Raises:
-        UsageError: there is no device of that name.
+        UsageError: there is no device of that name, or tensor_split or main_gpu fits none.
         BudgetError: a budget is not understood.
     """
-    check_wording(vram_budget, "vram_budget")
+    check_budgets(vram_budget)
+    split = split or Split()
     if gpu == "off":
         return None
     found = devices()
-    if gpu == "auto":
-        name = next((device.name for device in found if device.gpu), None)
-        return None if name is None else Gpu(name, vram_budget, ram_budget, host_threads)
-    if gpu not in [device.name for device in found]:
-        names = ", ".join(device.name for device in found)
-        raise UsageError(f'gpu {gpu!r:.40} is not known to this llama.cpp, which has {names}; or write "auto" or "off"')
-    return Gpu(gpu, vram_budget, ram_budget, host_threads)
+    names = _all_of(found) if gpu == "auto" else _named(gpu, found)
+    if split.mode == llama_cpp.LLAMA_SPLIT_MODE_NONE and names:
+        if split.main_gpu < 0:  # llama.cpp's word for none
+            return None
+        if split.main_gpu >= len(names):
+            raise UsageError(f"main_gpu {split.main_gpu} is not one of the {len(names)} GPUs in use")
+        names = [names[split.main_gpu]]
+    if not names:
+        return None
+    if split.mode not in (llama_cpp.LLAMA_SPLIT_MODE_NONE, llama_cpp.LLAMA_SPLIT_MODE_LAYER):
+        raise UsageError('experts in VRAM need split_mode "layer" or "none": matrices cannot be divided; or gpu="off"')
+    budgets = check_budgets(vram_budget, len(names))
+    return Gpus(tuple(names), budgets, ram_budget, _shares(split.shares, names, found), split.n_gpu_layers, host_threads)
+
+
+def _all_of(found: Sequence[Device]) -> list[str]:
+    """What llama.cpp would use by itself: every GPU once, whichever back-ends know it; integrated ones if there is no
+    other."""
+    kept: list[Device] = []
+    for device in found:
+        if device.gpu and not (device.device_id and device.device_id in [k.device_id for k in kept]):
+            kept.append(device)
+    apart = [device.name for device in kept if not device.unified]
+    return apart or [device.name for device in kept][:1]
+
+
+def _named(gpu: str | Sequence[str], found: Sequence[Device]) -> list[str]:
+    names = [name.strip() for name in (gpu.split(",") if isinstance(gpu, str) else gpu)]
+    known = {device.name: device for device in found}
+    for name in names or [""]:
+        if name not in known:
+            raise UsageError(
+                f"gpu {name!r:.40} is not known to this llama.cpp, which has {', '.join(known)}; "
+                'or write "auto" or "off"'
+            )
+        if known[name].gpu and names.count(name) > 1:
+            raise UsageError(f"gpu {name} is named twice")
+    return names
+
+
+def _shares(given: Sequence[float] | None, names: Sequence[str], found: Sequence[Device]) -> tuple[float, ...]:
+    """Of the layers, as llama.cpp has it: by tensor_split, or without one by free memory."""
+    shares = [float(share) for share in given or ()]
+    if not all(math.isfinite(share) and share >= 0 for share in shares):
+        raise UsageError("tensor_split must be numbers that are not negative")
+    shares = (shares + [0.0] * len(names))[: len(names)]
+    if any(shares):
+        return tuple(shares)
+    free = {device.name: float(device.free_bytes) for device in found}
+    return tuple(free[name] for name in names) if any(free[name] for name in names) else (1.0,) * len(names)
 
 
 def find(name: str) -> Device:
@@ -57,41 +164,88 @@ def find(name: str) -> Device:
     return next(device for device in devices() if device.name == name)
 
 
-def start(native: NativeEngine, gpu: Gpu) -> None:
+def start(native: NativeEngine, gpus: Gpus) -> None:
     """The least in VRAM, for llama.cpp comes first there; the RAM tier as a whole. Raises BudgetError, MemoryError."""
-    native.use_gpu(gpu.device)
+    native.use_gpus(gpus.devices, gpus.shares, gpus.n_gpu_layers)
     info = native.info
-    if find(gpu.device).unified:  # what the GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory
+    # What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory.
+    if all(find(name).unified for name in gpus.devices):
         behind = 0
     else:
-        behind = resolve(gpu.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
+        behind = resolve(gpus.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
     native.start_on_gpu(info.least_budget, behind)
-    native.set_host_threads(gpu.host_threads)
+    native.set_host_threads(gpus.host_threads)
 
 
-def settle(native: NativeEngine, info: ModelInfo, gpu: Gpu) -> int:
-    """VRAM slots within the budget, once llama.cpp has taken what it needs; returns the bytes. If that much turns out
-    not to be there, less is taken, and said. Raises BudgetError; MemoryError if not even the least is there."""
-    stats = native.stats()
-    device = find(gpu.device)
-    left = max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
-    wanted = resolve(
-        gpu.vram_budget,
-        slot_bytes=info.slot_bytes,
-        least=info.least_budget,
-        available=device.free_bytes + stats["budget_bytes"] - left,
-        name="vram_budget",
+def settle(native: NativeEngine, gpus: Gpus) -> None:
+    """VRAM slots within the budgets, once llama.cpp has taken what it needs. If that much turns out not to be there,
+    less is taken, and said. Raises BudgetError; MemoryError if not even the least is there."""
+    parts = native.gpus()
+    for number, wanted in enumerate(_wanted(parts, gpus)):
+        if parts[number].n_layer > 0:
+            _take(native, number, parts[number], wanted)
+
+
+def _wanted(parts: Sequence[GpuPart], gpus: Gpus) -> list[int]:
+    """Bytes of slots on each GPU."""
+    room = [_room(part) // gpus.devices.count(part.name) for part in parts]
+    if len(gpus.vram_budgets) == len(parts) or gpus.vram_budgets == ("auto",):
+        each = gpus.vram_budgets * (len(parts) // len(gpus.vram_budgets))
+        return [
+            resolve(budget, slot_bytes=part.slot_bytes, least=part.least_budget, available=available, name=_NAME)
+            for budget, part, available in zip(each, parts, room, strict=True)
+        ]
+    total = resolve(
+        gpus.vram_budgets[0],
+        slot_bytes=sum(part.slot_bytes for part in parts),
+        least=sum(part.least_budget for part in parts),
+        name=_NAME,
     )
+    taken = shared(total, [(part.least_budget, part.slot_bytes) for part in parts], room)
+    if sum(taken) < total:
+        _log.warning("the GPUs have no %.1f MiB left for experts: taking %.1f MiB", total / 2**20, sum(taken) / 2**20)
+    return taken
+
+
+def _room(part: GpuPart) -> int:
+    """Bytes that slots may take on a GPU, if it is left enough for everything else."""
+    device = find(part.name)
+    left = max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
+    return device.free_bytes + part.budget_bytes - left
+
+
+def shared(total: int, limits: Sequence[tuple[int, int]], room: Sequence[int]) -> list[int]:
+    """A budget for all GPUs, in proportion of what each has beyond its least; what one has no room for goes to others.
+
+    Args:
+        total: bytes, at least the sum of the least.
+        limits: for each GPU the least and the most that its layers can use, bytes.
+        room: bytes free on each; the least is taken in any case.
+    """
+    taken = [least for least, _ in limits]
+    most = [max(least, min(full, free)) for (least, full), free in zip(limits, room, strict=True)]
+    while (left := total - sum(taken)) > 0:
+        open_ = [i for i in range(len(taken)) if taken[i] < most[i]]
+        weight = sum(limits[i][1] - limits[i][0] for i in open_)
+        if not open_:
+            break
+        for i in open_:
+            more = left if i == open_[-1] else left * (limits[i][1] - limits[i][0]) // weight
+            taken[i] += min(more, most[i] - taken[i], total - sum(taken))
+    return taken
+
+
+def _take(native: NativeEngine, number: int, part: GpuPart, wanted: int) -> None:
     while True:
         try:
-            native.set_vram_budget(wanted)
-            return wanted
+            native.set_vram_budget(wanted, number)
+            return
         except MemoryError:
-            if wanted == info.least_budget:
+            if wanted == part.least_budget:
                 raise
-            less = max(info.least_budget, int(wanted * _LESS))
+            less = max(part.least_budget, int(wanted * _LESS))
             _log.warning(
-                "%s has no %.1f MiB left for experts: trying %.1f MiB", gpu.device, wanted / 2**20, less / 2**20
+                "%s has no %.1f MiB left for experts: trying %.1f MiB", part.name, wanted / 2**20, less / 2**20
             )
             wanted = less
 
@@ -100,3 +254,11 @@ def fill(native: NativeEngine, info: ModelInfo) -> None:
     """Every expert has a slot: begin to load all of them, as far as they are absent."""
     for layer in range(info.n_layer):
         native.expect(layer, range(info.n_expert), keep=True)
+
+
+def places(parts: Sequence[GpuPart]) -> str:
+    """Which memory holds the slots, for people."""
+    if len(parts) == 1:
+        return f"memory of {parts[0].name}"
+    each = [f"{part.name} ({part.n_layer} layers, {part.slots} slots)" for part in parts]
+    return f"memory of {', '.join(each[:-1])} and {each[-1]}"

@@ -10,7 +10,7 @@
  *   3. When a graph reaches an expert FFN, the scheduler hands it to our device. We read the selected expert ids, make
  *      those experts resident in slots, and let the stock ggml CPU kernels compute on the slots.
  *
- * With a GPU (pye_use_gpu) slots lie in its memory and the GPU's own ggml kernels compute on them: llama.cpp gets our proxy of
+ * With GPUs (pye_use_gpus) slots lie in its memory and the GPU's own ggml kernels compute on them: llama.cpp gets our proxy of
  * the device, which forwards everything else. RAM is then a tier of its own between disk and VRAM.
  *
  * Vocabulary. An *expert* is (layer, id): its gate, up and down weights together. A *slot* holds one expert or none.
@@ -302,6 +302,7 @@ PYE_API int32_t pye_start(pye_engine * engine, uint64_t ram_budget);
 typedef struct {
     char     name[64];         /* e.g. "CUDA0" */
     char     description[128]; /* e.g. "NVIDIA H100" */
+    char     device_id[64];    /* of the hardware, whichever back-end drives it, e.g. its PCI address; empty: unknown */
     uint64_t free_bytes;       /* of its memory, now */
     uint64_t total_bytes;
     int32_t  gpu;     /* 1: computes in memory of its own or the machine's, apart from the CPU */
@@ -311,20 +312,38 @@ typedef struct {
 /* The device of this number; PYE_E_ARGUMENT beyond the last. */
 PYE_API int32_t pye_get_device(uint32_t number, pye_device * out);
 
-/* Before pye_start_on_gpu(): keep slots on, and compute experts with, the ggml device of this name, e.g. "CUDA0". */
-PYE_API int32_t pye_use_gpu(pye_engine * engine, const char * name);
+/* Once, before pye_start_on_gpu(): keep slots on, and compute experts with, the n ggml devices of these names, e.g. "CUDA0". Each
+ * has the layers that llama.cpp gives it with split mode "layer", `shares` as llama_model_params.tensor_split (not all zero) and
+ * `n_gpu_layers`: both must be the same there, or activations travel between devices for nothing. No GPU twice; the CPU may be,
+ * and plays several GPUs in tests. */
+PYE_API int32_t pye_use_gpus(pye_engine * engine, const char * const * names, const float * shares, size_t n,
+                             int32_t n_gpu_layers);
 
 /* The ggml_backend_dev_t for llama_model_params.devices in the place of that device: forwards to it all that does not concern
- * our expert tensors. NULL before pye_use_gpu(). Never freed. */
-PYE_API void * pye_gpu_device(pye_engine * engine);
+ * our expert tensors. NULL if it is not in use. Never freed. */
+PYE_API void * pye_gpu_device(pye_engine * engine, uint32_t number);
 
-/* pye_start() with slots in VRAM, `vram_budget` bytes of them, and behind them `ram_budget` bytes of RAM (0: none) for experts
+/* One of the GPUs in use. */
+typedef struct {
+    char     name[64];
+    uint32_t n_layer;      /* with experts on it */
+    uint64_t slot_bytes;   /* slots for all experts of these */
+    uint64_t least_budget; /* the smallest that works */
+    uint64_t budget_bytes;
+    uint64_t slots;
+    uint64_t resident; /* experts in them */
+    uint64_t ffns;     /* computed since pye_start_on_gpu(); pye_stats.steps_layers is their sum */
+} pye_gpu;
+
+PYE_API int32_t pye_get_gpu(const pye_engine * engine, uint32_t number, pye_gpu * out);
+
+/* pye_start() with slots in VRAM, `vram_budget` bytes of them, shared in proportion of each GPU's experts, and behind them `ram_budget` bytes of RAM (0: none) for experts
  * in file layout. Fails with PYE_E_MEMORY if either has not so much left. */
 PYE_API int32_t pye_start_on_gpu(pye_engine * engine, uint64_t vram_budget, uint64_t ram_budget);
 
-/* Change it, also while another thread decodes: it waits for the step in progress. All slots are made anew, empty. After
- * PYE_E_MEMORY there are none, and computing fails until a call succeeds. */
-PYE_API int32_t pye_set_vram_budget(pye_engine * engine, uint64_t vram_budget);
+/* Change that of one GPU, or below zero of all, also while another thread decodes: it waits for the step in progress. All its
+ * slots are made anew, empty. After PYE_E_MEMORY there are none, and computing fails until a call succeeds. */
+PYE_API int32_t pye_set_vram_budget(pye_engine * engine, int32_t gpu, uint64_t vram_budget);
 
 /* With a GPU: read experts into empty slots in RAM, those of highest priority first, while the disk has nothing else to do.
  * Returns at once. */

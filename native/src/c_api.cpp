@@ -3,12 +3,13 @@
 #include "checksum.h"
 #include "engine.h"
 #include "error.h"
-#include "gpu_device.h"
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
+#include <vector>
 
 struct pye_engine {
     std::shared_ptr<pye::Engine> engine;
@@ -118,6 +119,9 @@ int32_t pye_get_device(uint32_t number, pye_device * out) {
         *out = {};
         copy_text(ggml_backend_dev_name(dev), out->name, sizeof out->name);
         copy_text(ggml_backend_dev_description(dev), out->description, sizeof out->description);
+        ggml_backend_dev_props props = {};
+        ggml_backend_dev_get_props(dev, &props);
+        copy_text(props.device_id != nullptr ? props.device_id : "", out->device_id, sizeof out->device_id);
         out->free_bytes  = free;
         out->total_bytes = total;
         out->unified     = type == GGML_BACKEND_DEVICE_TYPE_IGPU;
@@ -125,12 +129,19 @@ int32_t pye_get_device(uint32_t number, pye_device * out) {
     });
 }
 
-int32_t pye_use_gpu(pye_engine * e, const char * name) {
-    return guarded([&] { e->engine->use_gpu(name); });
+int32_t pye_use_gpus(pye_engine * e, const char * const * names, const float * shares, size_t n, int32_t n_gpu_layers) {
+    return guarded([&] {
+        e->engine->use_gpus(std::vector<std::string>(names, names + n), std::vector<float>(shares, shares + n),
+                            n_gpu_layers);
+    });
 }
 
-void * pye_gpu_device(pye_engine * e) {
-    return e->engine->gpu() == nullptr ? nullptr : pye::gpu_proxy(e->engine->gpu());
+void * pye_gpu_device(pye_engine * e, uint32_t number) {
+    return number < e->engine->n_gpu() ? e->engine->proxy(number) : nullptr;
+}
+
+int32_t pye_get_gpu(const pye_engine * e, uint32_t number, pye_gpu * out) {
+    return guarded([&] { *out = e->engine->gpu_state(number); });
 }
 
 int32_t pye_start_on_gpu(pye_engine * e, uint64_t vram_budget, uint64_t ram_budget) {
@@ -140,10 +151,13 @@ int32_t pye_start_on_gpu(pye_engine * e, uint64_t vram_budget, uint64_t ram_budg
     });
 }
 
-int32_t pye_set_vram_budget(pye_engine * e, uint64_t vram_budget) {
+int32_t pye_set_vram_budget(pye_engine * e, int32_t gpu, uint64_t vram_budget) {
     return guarded([&] {
         expect_tier(e, Tier::Vram);
-        e->engine->set_budget(vram_budget);
+        if (gpu >= 0 && static_cast<size_t>(gpu) >= e->engine->n_gpu()) {
+            throw pye::Error(PYE_E_ARGUMENT, "no GPU " + std::to_string(gpu) + " is in use");
+        }
+        e->engine->set_budget(vram_budget, gpu < 0 ? pye::Engine::kAll : static_cast<uint32_t>(gpu));
     });
 }
 

@@ -3,8 +3,11 @@
 #include "backend.h"
 #include "device_arena.h"
 #include "error.h"
+#include "gpu_device.h"
+#include "layer_split.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -53,27 +56,45 @@ void Engine::use_bundle(const std::string & path) {
     direct_ = direct_ && bundle_->file().direct;
 }
 
-void Engine::use_gpu(const char * name) {
+void Engine::use_gpus(const std::vector<std::string> & names, const std::vector<float> & shares, int32_t n_gpu_layers) {
     std::lock_guard<std::mutex> lock(mutex_);
     check_fresh();
-    ggml_backend_dev_t gpu = ggml_backend_dev_by_name(name);
-    if (gpu == nullptr) {
-        throw Error(PYE_E_ARGUMENT, std::string("this llama.cpp has no device ") + name);
+    if (!gpus_.empty()) {
+        throw Error(PYE_E_STATE, "the GPUs have been chosen already");
     }
-    gpu_ = gpu;
+    if (names.empty() || shares.size() != names.size() || !(*std::max_element(shares.begin(), shares.end()) > 0.0f) ||
+        std::any_of(shares.begin(), shares.end(), [](float s) { return !std::isfinite(s) || s < 0.0f; })) {
+        throw Error(PYE_E_ARGUMENT,
+                    "every GPU needs a share of the layers that is not negative, one of them more than 0");
+    }
+    std::vector<Gpu> gpus;
+    for (const std::string & name : names) {
+        ggml_backend_dev_t gpu = ggml_backend_dev_by_name(name.c_str());
+        if (gpu == nullptr) {
+            throw Error(PYE_E_ARGUMENT, "this llama.cpp has no device " + name);
+        }
+        const auto before = static_cast<uint32_t>(
+            std::count_if(gpus.begin(), gpus.end(), [gpu](const Gpu & g) { return g.device == gpu; }));
+        if (before > 0 && ggml_backend_dev_type(gpu) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+            throw Error(PYE_E_ARGUMENT, name + " is named twice");
+        }
+        gpus.push_back({gpu, gpu_proxy(gpu, before)});
+    }
+    index_.split_classes(split_layers(shares, index_.n_block, n_gpu_layers));
+    gpus_ = std::move(gpus);
 }
 
 void Engine::start(uint64_t budget, uint64_t ram_budget) {
     std::lock_guard<std::mutex> lock(mutex_);
     check_fresh();
     const auto n_slot = slots_for(budget);
-    if (gpu_ != nullptr && bundle_ && bundle_->repacked()) {
+    if (!gpus_.empty() && bundle_ && bundle_->repacked()) {
         throw Error(PYE_E_STALE, "this bundle is for the CPU's kernels; a GPU needs one made with --raw, or none");
     }
     std::vector<Class> classes; // kept only if all can be made, so that a start with another budget may follow
     for (const ShapeClass & c : index_.classes) {
         Class k;
-        if (gpu_ == nullptr) {
+        if (gpus_.empty()) {
             auto arena = std::make_unique<SlotArena>(c, index_.layers[c.layers[0]], c.n_expert, index_.n_expert_used);
             k.arena    = arena.get();
             k.memory   = std::move(arena);
@@ -82,8 +103,8 @@ void Engine::start(uint64_t budget, uint64_t ram_budget) {
         classes.push_back(std::move(k));
     }
     std::unique_ptr<RamTier> ram;
-    if (gpu_ != nullptr) {
-        ram = std::make_unique<RamTier>(index_, gpu_, ram_slots_for(ram_budget));
+    if (!gpus_.empty()) {
+        ram = std::make_unique<RamTier>(index_, gpus_[0].device, ram_slots_for(ram_budget));
     }
     classes_ = std::move(classes);
     apply_budget(n_slot);
@@ -92,7 +113,7 @@ void Engine::start(uint64_t budget, uint64_t ram_budget) {
         source_ = std::make_unique<ExpertSource>(
             index_, std::move(files_), std::move(bundle_),
             [this](uint32_t c) -> SlotMemory & { return *classes_[c].memory; }, ram_.get(),
-            gpu_ == nullptr ? nullptr : &link_, &back_);
+            gpus_.empty() ? nullptr : &link_, &back_);
     } catch (...) {
         closed_ = true; // the files are gone
         throw;
@@ -138,46 +159,53 @@ void Engine::close() {
 
 // On a GPU one token's experts, on the CPU one expert; of each class.
 uint32_t Engine::least_slots(const ShapeClass & c) const {
-    return gpu_ == nullptr ? 1 : std::min(c.n_expert, std::max(1u, index_.n_expert_used));
+    return gpus_.empty() ? 1 : std::min(c.n_expert, std::max(1u, index_.n_expert_used));
 }
 
-uint64_t Engine::least_budget() const {
+bool Engine::is_on(uint32_t gpu, size_t shape_class) const {
+    return gpu == kAll || index_.classes[shape_class].gpu == gpu;
+}
+
+uint64_t Engine::least_budget(uint32_t gpu) const {
     uint64_t n = 0;
-    for (const ShapeClass & c : index_.classes) {
-        n += least_slots(c) * c.stride;
+    for (size_t i = 0; i < index_.classes.size(); ++i) {
+        n += is_on(gpu, i) ? least_slots(index_.classes[i]) * index_.classes[i].stride : 0;
     }
     return n;
 }
 
-std::vector<uint32_t> Engine::slots_for(uint64_t budget) const {
-    const uint64_t least = least_budget();
+std::vector<uint32_t> Engine::slots_for(uint64_t budget, uint32_t gpu) const {
+    const uint64_t least = least_budget(gpu);
     if (budget < least) {
         throw Error(PYE_E_BUDGET, "an expert budget of " + std::to_string(budget) +
                                       " bytes is too small for this model: at least " + std::to_string(least) +
                                       " bytes are needed");
     }
     std::vector<uint32_t> n;
-    for (const ShapeClass & c : index_.classes) {
-        n.push_back(least_slots(c));
+    for (size_t i = 0; i < index_.classes.size(); ++i) {
+        n.push_back(is_on(gpu, i) ? least_slots(index_.classes[i]) : classes_[i].store->n_slot());
     }
-    return shared_out(budget, std::move(n));
+    return shared_out(budget, std::move(n), gpu);
 }
 
 std::vector<uint32_t> Engine::ram_slots_for(uint64_t budget) const {
-    return shared_out(budget, std::vector<uint32_t>(index_.classes.size(), 0));
+    return shared_out(budget, std::vector<uint32_t>(index_.classes.size(), 0), kAll);
 }
 
-// Of what remains beyond the first `n` slots of each class, every class gets its share by bytes; what rounding leaves goes to
-// whoever fits.
-std::vector<uint32_t> Engine::shared_out(uint64_t budget, std::vector<uint32_t> n) const {
-    const uint64_t total = index_.slot_bytes();
-    uint64_t       first = 0;
+// Of what remains beyond the first `n` slots of each class on this GPU, every class gets its share by bytes; what rounding
+// leaves goes to whoever fits.
+std::vector<uint32_t> Engine::shared_out(uint64_t budget, std::vector<uint32_t> n, uint32_t gpu) const {
+    uint64_t total = 0, first = 0;
     for (size_t i = 0; i < n.size(); ++i) {
-        first += n[i] * index_.classes[i].stride;
+        total += is_on(gpu, i) ? index_.classes[i].n_expert * index_.classes[i].stride : 0;
+        first += is_on(gpu, i) ? n[i] * index_.classes[i].stride : 0;
     }
     uint64_t     left  = std::min(budget, total) - std::min(budget, first);
     const double share = total == first ? 0.0 : static_cast<double>(left) / static_cast<double>(total - first);
     for (size_t i = 0; i < n.size(); ++i) {
+        if (!is_on(gpu, i)) {
+            continue;
+        }
         const ShapeClass & c    = index_.classes[i];
         const auto         more = static_cast<uint32_t>(share * (c.n_expert - n[i]));
         n[i] += more;
@@ -186,7 +214,7 @@ std::vector<uint32_t> Engine::shared_out(uint64_t budget, std::vector<uint32_t> 
     for (bool given = true; given;) {
         given = false;
         for (size_t i = 0; i < n.size(); ++i) {
-            if (n[i] < index_.classes[i].n_expert && index_.classes[i].stride <= left) {
+            if (is_on(gpu, i) && n[i] < index_.classes[i].n_expert && index_.classes[i].stride <= left) {
                 left -= index_.classes[i].stride;
                 ++n[i];
                 given = true;
@@ -197,7 +225,7 @@ std::vector<uint32_t> Engine::shared_out(uint64_t budget, std::vector<uint32_t> 
 }
 
 void Engine::apply_budget(const std::vector<uint32_t> & n_slot) {
-    if (gpu_ != nullptr) {
+    if (!gpus_.empty()) {
         take_vram(n_slot);
         return;
     }
@@ -208,7 +236,7 @@ void Engine::apply_budget(const std::vector<uint32_t> & n_slot) {
     }
 }
 
-// A GPU's memory cannot be taken in part: all slots are made anew, empty. What was in them comes back over the link.
+// A GPU's memory cannot be taken in part: all slots of a class are made anew, empty. What was in them comes back over the link.
 void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
     wait_for_streams();
     ++generation_;
@@ -224,7 +252,8 @@ void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
     for (size_t c = 0; c < classes_.size(); ++c) {
         if (classes_[c].memory == nullptr) {
             const ExpertLayer & shape = index_.layers[index_.classes[c].layers[0]];
-            classes_[c].memory        = std::make_unique<DeviceArena>(gpu_, shape, n_slot[c], index_.n_expert_used);
+            classes_[c].memory = std::make_unique<DeviceArena>(gpus_[index_.classes[c].gpu].device, shape, n_slot[c],
+                                                               index_.n_expert_used);
             classes_[c].store->resize(n_slot[c]);
         }
     }
@@ -237,10 +266,10 @@ void Engine::wait_for_streams() {
     streams_.clear();
 }
 
-void Engine::set_budget(uint64_t budget) {
+void Engine::set_budget(uint64_t budget, uint32_t gpu) {
     const auto lock = locked();
     check_usable();
-    const auto n_slot = slots_for(budget); // throws before anything is given up
+    const auto n_slot = slots_for(budget, gpu); // throws before anything is given up
     prefetcher_->drain();
     apply_budget(n_slot);
 }
@@ -373,6 +402,31 @@ pye_stats Engine::stats() const {
     }
     s.events_lost = events_.lost();
     return s;
+}
+
+pye_gpu Engine::gpu_state(uint32_t number) const {
+    const auto lock = locked();
+    if (number >= gpus_.size()) {
+        throw Error(PYE_E_ARGUMENT, "no GPU " + std::to_string(number) + " is in use");
+    }
+    pye_gpu g = {};
+    strncpy(g.name, ggml_backend_dev_name(gpus_[number].device), sizeof g.name - 1);
+    g.least_budget = least_budget(number);
+    g.ffns         = gpus_[number].ffns;
+    for (size_t c = 0; c < index_.classes.size(); ++c) {
+        const ShapeClass & k = index_.classes[c];
+        if (!is_on(number, c)) {
+            continue;
+        }
+        g.n_layer += static_cast<uint32_t>(k.layers.size());
+        g.slot_bytes += k.n_expert * k.stride;
+        if (c < classes_.size()) {
+            g.slots += classes_[c].store->n_slot();
+            g.resident += classes_[c].store->n_resident();
+            g.budget_bytes += classes_[c].store->n_slot() * k.stride;
+        }
+    }
+    return g;
 }
 
 void Engine::fail(int32_t code, const std::string & why) {

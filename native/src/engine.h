@@ -35,12 +35,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
     ~Engine();
 
     void use_bundle(const std::string & path); // before start()
-    void use_gpu(const char * name);           // likewise
+    // Likewise. `shares` and `n_gpu_layers`: see layer_split.h.
+    void use_gpus(const std::vector<std::string> & names, const std::vector<float> & shares, int32_t n_gpu_layers);
     void start(uint64_t budget, uint64_t ram_budget);
     void close(); // stops I/O; computing afterwards fails
-    void set_budget(uint64_t budget);
-    void set_host_threads(int n);
-    void set_link_limit(uint64_t bytes_per_s) {
+    // Of slots: of all, shared by bytes, or on one GPU.
+    static constexpr uint32_t kAll = UINT32_MAX;
+    void                      set_budget(uint64_t budget, uint32_t gpu = kAll);
+    void                      set_host_threads(int n);
+    void                      set_link_limit(uint64_t bytes_per_s) {
         link_.limit(bytes_per_s);
         back_.limit(bytes_per_s);
     }
@@ -60,6 +63,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
     pye_info            info() const;
     pye_stats           stats() const;
+    pye_gpu             gpu_state(uint32_t number) const;
     const ExpertIndex & index() const { return index_; }
 
     // Remember why computing failed; the first reason since the last take stays.
@@ -77,8 +81,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void read_tensor(const ExpertMatrix & m, uint64_t from, uint64_t size, void * to) const;
 
     ggml_backend_buffer_type * buffer_type() { return &buft_; }
-    // Where the slots are and the experts compute; nullptr: in RAM, on the CPU.
-    ggml_backend_dev_t gpu() const { return gpu_; }
+    // The first of those where the slots are and the experts compute; nullptr: in RAM, on the CPU.
+    ggml_backend_dev_t gpu() const { return gpus_.empty() ? nullptr : gpus_[0].device; }
+    size_t             n_gpu() const { return gpus_.size(); }
+    // What llama.cpp is given in its place.
+    ggml_backend_dev_t proxy(size_t number) const { return gpus_[number].proxy; }
+    // The one that computes this layer's experts; nullptr: none.
+    ggml_backend_dev_t proxy_of(uint32_t layer) const {
+        return gpus_.empty() ? nullptr : gpus_[index_.classes[index_.layers[layer].shape_class].gpu].proxy;
+    }
 
   private:
     friend class LayerStep;
@@ -91,6 +102,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
         std::unique_ptr<SlotStore>  store;
     };
 
+    struct Gpu {
+        ggml_backend_dev_t device, proxy;
+        uint64_t           ffns = 0; // computed
+    };
+
+    // An expert FFN is being computed on a GPU.
+    void count_ffn(uint32_t layer) {
+        ++stats_.steps_layers;
+        ++gpus_[index_.classes[index_.layers[layer].shape_class].gpu].ffns;
+    }
     // The router of a layer has chosen: [n_tokens][n_used] ids, exchanged in a replay. Throws Error if one is no expert.
     void hear(uint32_t layer, std::vector<int32_t> * ids);
     // From what it saw: what later layers may need, and a row of the trace. `weights` [n_used] and the gate inputs, one for
@@ -98,21 +119,22 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void look_ahead(uint32_t layer, const std::vector<int32_t> & ids, const float * weights,
                     const std::vector<const float *> & gate_inputs, int64_t n_tokens);
 
-    // Slots by class; throws Error(PYE_E_BUDGET).
-    std::vector<uint32_t>        slots_for(uint64_t budget) const;
+    // Slots by class; throws Error(PYE_E_BUDGET). Classes of other GPUs stay as they are.
+    std::vector<uint32_t>        slots_for(uint64_t budget, uint32_t gpu = kAll) const;
+    bool                         is_on(uint32_t gpu, size_t shape_class) const;
     std::vector<uint32_t>        ram_slots_for(uint64_t budget) const;
-    std::vector<uint32_t>        shared_out(uint64_t budget, std::vector<uint32_t> n) const;
+    std::vector<uint32_t>        shared_out(uint64_t budget, std::vector<uint32_t> n, uint32_t gpu) const;
     void                         apply_budget(const std::vector<uint32_t> & n_slot);
     void                         take_vram(const std::vector<uint32_t> & n_slot); // throws Error(PYE_E_MEMORY)
     void                         wait_for_streams();
     uint32_t                     least_slots(const ShapeClass & c) const;
-    uint64_t                     least_budget() const;
+    uint64_t                     least_budget(uint32_t gpu = kAll) const;
     std::unique_lock<std::mutex> locked() const;       // throws Error in a forked child
     void                         check_fresh() const;  // throws Error if it was started or closed
     void                         check_usable() const; // under the lock; throws Error if not started or closed
 
     ExpertIndex                 index_;
-    ggml_backend_dev_t          gpu_ = nullptr;
+    std::vector<Gpu>            gpus_;        // as llama.cpp is given them
     Link                        link_, back_; // to VRAM and from it
     std::vector<platform::File> files_;       // until start() gives them to the source
     std::unique_ptr<Bundle>     bundle_;      // likewise

@@ -192,6 +192,7 @@ class Builder {
         index_.architecture  = gguf_get_val_str(g, arch);
         index_.n_expert      = get_u32_or_largest(g, path, index_.architecture + ".expert_count", 0);
         index_.n_expert_used = get_u32_or_largest(g, path, index_.architecture + ".expert_used_count", 0);
+        index_.n_block       = get_u32(g, path, index_.architecture + ".block_count", 1);
         check_counts(g, path);
         check_epsilons(g, path);
         check_tokens(g, path);
@@ -222,7 +223,7 @@ class Builder {
             refuse("expert_group_used_count", n_group_used,
                    "does not fit expert_group_count " + std::to_string(n_group));
         }
-        const uint32_t n_block = count(".block_count", 1);
+        const uint32_t n_block = index_.n_block;
         if (n_block == 0 || n_block > kMostBlocks) {
             refuse("block_count", n_block, "is not between 1 and llama.cpp's " + std::to_string(kMostBlocks));
         }
@@ -382,6 +383,28 @@ uint64_t ExpertIndex::largest_piece() const {
 const ExpertMatrix * ExpertIndex::find(const std::string & tensor) const {
     const auto it = by_name.find(tensor);
     return it == by_name.end() ? nullptr : &layers[it->second.first].matrices[it->second.second];
+}
+
+void ExpertIndex::split_classes(const std::vector<uint32_t> & gpu_of_block) {
+    std::vector<ShapeClass> parts;
+    for (const ShapeClass & whole : classes) {
+        const size_t first_part = parts.size();
+        for (uint32_t l : whole.layers) {
+            ExpertLayer &  layer = layers[l];
+            const uint32_t gpu   = layer.block < gpu_of_block.size() ? gpu_of_block[layer.block] : 0;
+            const auto     part  = std::find_if(parts.begin() + static_cast<std::ptrdiff_t>(first_part), parts.end(),
+                                                [gpu](const ShapeClass & c) { return c.gpu == gpu; });
+            layer.shape_class    = static_cast<uint32_t>(part - parts.begin());
+            if (part == parts.end()) {
+                parts.push_back({whole.stride, 0, {}, gpu});
+            }
+            ShapeClass & c = parts[layer.shape_class];
+            layer.first    = c.n_expert;
+            c.n_expert += layer.n_expert;
+            c.layers.push_back(l);
+        }
+    }
+    classes = std::move(parts);
 }
 
 uint32_t ExpertIndex::n_in() const { return static_cast<uint32_t>(layers[0].matrices[0].ne0); }

@@ -36,17 +36,19 @@ struct ExpertLayer {
     std::vector<ExpertMatrix> matrices;        // gate, up, down, or gate_up, down
 };
 
-// Layers whose experts have the same matrices (role, type, size) in the same order.
+// Layers whose experts have the same matrices (role, type, size) in the same order and lie on the same device.
 struct ShapeClass {
     uint64_t              stride   = 0; // bytes of a slot
     uint32_t              n_expert = 0; // over all its layers
     std::vector<uint32_t> layers;
+    uint32_t              gpu = 0; // number of the GPU that computes them, if there is any
 };
 
 struct ExpertIndex {
     std::string              architecture;
     uint32_t                 n_expert      = 0; // GGUF key <arch>.expert_count
     uint32_t                 n_expert_used = 0; // GGUF key <arch>.expert_used_count
+    uint32_t                 n_block       = 0; // GGUF key <arch>.block_count
     uint64_t                 file_bytes    = 0;
     uint64_t                 expert_bytes  = 0;
     std::vector<std::string> paths;
@@ -59,6 +61,8 @@ struct ExpertIndex {
     uint64_t             largest_piece() const;
     uint32_t             n_in() const; // width of gate inputs, elements
     const ExpertMatrix * find(const std::string & tensor) const;
+    // Layers on different GPUs share no slots: a class of its own for each. `gpu_of_block` [n_block]. Once, before use.
+    void split_classes(const std::vector<uint32_t> & gpu_of_block);
     // Layer and id of an expert of a class, by its number within the class.
     std::pair<uint32_t, uint32_t> owner(uint32_t shape_class, uint32_t number) const;
 };

@@ -16,9 +16,12 @@ namespace {
 
 struct Proxy {
     ggml_backend_dev_t  gpu;
+    uint32_t            number;
     std::string         name, description;
     ggml_backend_reg    registry;
     ggml_backend_device device;
+    // Of all but the first of several proxies of one device: it says that nobody else reaches what lies there.
+    ggml_backend_buffer_type apart;
 };
 
 Proxy & self(ggml_backend_dev_t dev) { return *static_cast<Proxy *>(dev->context); }
@@ -98,8 +101,11 @@ ggml_backend_t device_init(ggml_backend_dev_t dev, const char * params) {
 }
 
 ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_buffer_type(self(dev).gpu);
+    Proxy & p = self(dev);
+    return p.number == 0 ? ggml_backend_dev_buffer_type(p.gpu) : &p.apart;
 }
+const char * apart_name(ggml_backend_buffer_type_t buft) { return static_cast<Proxy *>(buft->context)->name.c_str(); }
+bool         apart_is_host(ggml_backend_buffer_type_t) { return false; }
 ggml_backend_buffer_type_t device_host_buffer_type(ggml_backend_dev_t dev) {
     return ggml_backend_dev_host_buffer_type(self(dev).gpu);
 }
@@ -107,22 +113,29 @@ ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t dev, void * ptr, s
     return ggml_backend_dev_buffer_from_host_ptr(self(dev).gpu, ptr, size, max_tensor_size);
 }
 
+// Whether this GPU computes the experts of that tensor's layer.
+bool is_of(ggml_backend_dev_t dev, const ggml_tensor * weight) {
+    const Binding * binding = binding_of(weight);
+    return binding->engine->proxy_of(binding->layer) == dev;
+}
+
 // Whether a multiplication by an expert tensor can be computed from slots of this GPU.
-bool multiplies_from_slots(ggml_backend_dev_t gpu, const ggml_tensor * op) {
-    if (binding_of(op->src[0])->engine->gpu() != gpu) {
+bool multiplies_from_slots(ggml_backend_dev_t dev, const ggml_tensor * op) {
+    if (!is_of(dev, op->src[0])) {
         return false;
     }
-    const ggml_tensor * w = op->src[0];
+    ggml_backend_dev_t  gpu = self(dev).gpu;
+    const ggml_tensor * w   = op->src[0];
     return multiplies_from(gpu, ggml_backend_dev_buffer_type(gpu), w->type, w->ne[0], w->ne[1],
                            static_cast<uint32_t>(w->ne[2]), static_cast<uint32_t>(op->src[2]->ne[0]));
 }
 
 bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
     if (is_expert_matmul(op)) {
-        return multiplies_from_slots(self(dev).gpu, op);
+        return multiplies_from_slots(dev, op);
     }
     if (op->op == GGML_OP_NONE && binding_of(op) != nullptr) {
-        return binding_of(op)->engine->gpu() == self(dev).gpu;
+        return is_of(dev, op);
     }
     for (const ggml_tensor * source : op->src) {
         if (source != nullptr && binding_of(source) != nullptr) {
@@ -133,7 +146,9 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
 }
 
 bool device_supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
-    return is_expert_buffer_type(buft) || ggml_backend_dev_supports_buft(self(dev).gpu, buft);
+    const Proxy & p = self(dev);
+    return is_expert_buffer_type(buft) ||
+           (p.number == 0 ? ggml_backend_dev_supports_buft(p.gpu, buft) : buft == &p.apart);
 }
 
 bool device_offload_op(ggml_backend_dev_t dev, const ggml_tensor * op) {
@@ -179,9 +194,11 @@ void * registry_proc(ggml_backend_reg_t, const char * name) {
     return nullptr;
 }
 
-void fill(Proxy & p, ggml_backend_dev_t gpu) {
+void fill(Proxy & p, ggml_backend_dev_t gpu, uint32_t number) {
     p.gpu         = gpu;
-    p.name        = std::string("pyengine over ") + ggml_backend_dev_name(gpu);
+    p.number      = number;
+    p.name        = std::string("pyengine over ") + ggml_backend_dev_name(gpu) +
+                    (number == 0 ? "" : " (" + std::to_string(number + 1) + ")");
     p.description = ggml_backend_dev_description(gpu);
     p.registry    = {GGML_BACKEND_API_VERSION, {registry_name, registry_count, registry_device, registry_proc}, &p};
 
@@ -203,21 +220,29 @@ void fill(Proxy & p, ggml_backend_dev_t gpu) {
     i.event_synchronize       = gpu->iface.event_synchronize != nullptr ? event_synchronize : nullptr;
     p.device.reg              = &p.registry;
     p.device.context          = &p;
+    if (number > 0) {
+        p.apart                = *ggml_backend_dev_buffer_type(gpu);
+        p.apart.iface.get_name = apart_name; // llama.cpp tells them apart by it
+        p.apart.iface.is_host  = apart_is_host;
+        p.apart.device         = &p.device;
+        p.apart.context        = &p;
+        i.buffer_from_host_ptr = nullptr;
+    }
 }
 
 } // namespace
 
-ggml_backend_dev_t gpu_proxy(ggml_backend_dev_t gpu) {
+ggml_backend_dev_t gpu_proxy(ggml_backend_dev_t gpu, uint32_t number) {
     static std::mutex           mutex;
     static std::deque<Proxy> &  proxies = *new std::deque<Proxy>;
     std::lock_guard<std::mutex> lock(mutex);
     for (Proxy & p : proxies) {
-        if (p.gpu == gpu) {
+        if (p.gpu == gpu && p.number == number) {
             return &p.device;
         }
     }
     proxies.emplace_back();
-    fill(proxies.back(), gpu);
+    fill(proxies.back(), gpu, number);
     return &proxies.back().device;
 }
 

@@ -7,7 +7,8 @@
 
 namespace pye {
 
-// The proxy of this device, made once and never freed: models and contexts point at it.
-ggml_backend_dev_t gpu_proxy(ggml_backend_dev_t gpu);
+// The proxy of this device, made once and never freed: models and contexts point at it. Those of a higher number are further
+// devices with memory of their own, which only a CPU can play: several GPUs where there is none.
+ggml_backend_dev_t gpu_proxy(ggml_backend_dev_t gpu, uint32_t number);
 
 } // namespace pye

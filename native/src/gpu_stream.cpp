@@ -163,7 +163,7 @@ void GpuStream::run(ggml_cgraph * graph) {
     choose_form(graph);
     const Restored<Patched> restored(patched_);
     for (size_t i = 0; i < chains_.size(); ++i) {
-        ++engine_->stats_.steps_layers;
+        engine_->count_ffn(chains_[i].binding->layer);
         if (ffns_[i].whole) {
             patch(graph, i);
             ++engine_->stats_.passes;

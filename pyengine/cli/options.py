@@ -182,8 +182,8 @@ _MODEL_OPTIONS = (
         default="auto",
         show_default=True,
         env=True,
-        metavar="auto|off|NAME",
-        help="Where experts compute: auto takes a GPU that llama.cpp was built for, NAME one such as CUDA0.",
+        metavar="auto|off|NAME,...",
+        help="Where experts compute: auto takes every GPU that llama.cpp was built for, NAMEs some, e.g. CUDA0,CUDA1.",
     ),
     _model_option(
         "--vram-budget",
@@ -191,7 +191,7 @@ _MODEL_OPTIONS = (
         show_default=True,
         env=True,
         metavar="SIZE",
-        help="Memory of the GPU for experts, as --ram-budget.",
+        help="Memory of all GPUs for experts, as --ram-budget; or a SIZE,SIZE,... for each.",
     ),
     _model_option(
         "--bundle",

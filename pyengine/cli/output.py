@@ -194,6 +194,9 @@ def _stats_rows(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "resident", f"{resident} of {experts} experts ({share}), {format_bytes(stats.pop('resident_bytes'))}"
     if {"budget_bytes", "slots"} <= stats.keys():
         yield "budget", f"{format_bytes(stats.pop('budget_bytes'))}, {stats.pop('slots')} slots"
+    for part in stats.pop("gpus", ()):
+        budget = f"{format_bytes(part['budget_bytes'])}, {part['slots']} slots"
+        yield f"on {part['name']}", f"{budget}, {part['n_layer']} layers"
     if {"hits", "misses"} <= stats.keys():
         hits, misses = stats.pop("hits"), stats.pop("misses")
         stats.pop("hit_rate", None)

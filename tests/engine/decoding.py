@@ -52,21 +52,29 @@ def random_script(sizes: Sequence[int], n_vocab: int, seed: int = 0) -> Script:
 class Model:
     """A loaded model. engine: where its experts go; None loads it as stock llama.cpp does. Use in a with statement.
 
-    device: address of a ggml_backend_device that all layers go to; 0: the CPU.
+    devices: addresses of the ggml_backend_devices that layers go to, divided by `split`; none: the CPU.
     plain: weights as they are in the file, and not in the layouts that the CPU's kernels prefer.
     """
 
     def __init__(
-        self, path: Path, engine: HasBufferType | None = None, *, device: int = 0, plain: bool = False
+        self,
+        path: Path,
+        engine: HasBufferType | None = None,
+        *,
+        devices: Sequence[int] = (),
+        split: Sequence[float] = (),
+        plain: bool = False,
     ) -> None:
         """Raises RuntimeError when llama.cpp refuses the model."""
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = -1 if device else 0
+        params.n_gpu_layers = -1 if devices else 0
         params.use_extra_bufts = not plain
-        devices = (ctypes.c_void_p * 2)(device or None)
-        if device:
-            params.devices = ctypes.cast(devices, ctypes.c_void_p)
+        listed = (ctypes.c_void_p * (len(devices) + 1))(*devices)  # a null ends the list
+        shares = (ctypes.c_float * llama_cpp.LLAMA_MAX_DEVICES)(*split)
+        if devices:
+            params.devices = ctypes.cast(listed, ctypes.c_void_p)
+            params.tensor_split = shares
         overrides = (_BufferOverride * 2)()  # the second one ends the list
         if engine is not None:
             overrides[0].pattern, overrides[0].buft = _EXPERT_WEIGHTS, engine.buffer_type

@@ -1,9 +1,9 @@
-"""Models whose experts are in slots of a wrapped CPU device."""
+"""Models whose experts are in slots of a wrapped CPU device, or of several."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.decoding import Model
@@ -13,15 +13,17 @@ from pyengine.native import NativeEngine
 
 
 @contextlib.contextmanager
-def placed(path: Path, share: float, ram_share: float = 1.0, host_threads: int = 0) -> Iterator[Managed]:
+def placed(
+    path: Path, share: float, ram_share: float = 1.0, split: Sequence[float] = (1.0,), host_threads: int = 0
+) -> Iterator[Managed]:
     """Load a model with slots in "VRAM" for a share of its experts, and RAM for another; 0 is the least that works, of
-    RAM none. host_threads: that compute experts which are missing in VRAM, beside the "GPU"."""
+    RAM none. split: of the layers, one for each "GPU". host_threads: that compute experts which are missing in VRAM."""
     engine = NativeEngine(path)
     try:
-        engine.use_gpu("CPU")
+        engine.use_gpus(["CPU"] * len(split), split)
         engine.start_on_gpu(bytes_for(engine, share), int(ram_share * engine.info.slot_bytes))
         engine.set_host_threads(host_threads)
-        with Model(path, engine, device=engine.gpu_device, plain=True) as model:
+        with Model(path, engine, devices=engine.gpu_devices, split=split, plain=True) as model:
             yield Managed(engine, model)
     finally:
         engine.close()

@@ -154,7 +154,7 @@ def test_a_failing_disk_is_an_error_and_no_wrong_token(generated_model: ModelFac
 def test_an_unknown_device_is_an_error(generated_model: ModelFactory) -> None:
     engine = NativeEngine(generated_model("llama-q4_0").path)
     with pytest.raises(PyengineError, match="no device"):
-        engine.use_gpu("nothing")
+        engine.use_gpus(["nothing"])
     with pytest.raises(UsageError, match="no GPU"):
         engine.start_on_gpu(engine.info.slot_bytes, 0)
     engine.close()

@@ -126,7 +126,7 @@ def test_what_cannot_be_read_ahead_is_left_to_who_needs_it(generated_model: Mode
 
 def test_closing_in_the_middle_of_filling_is_quick_and_whole(generated_model: ModelFactory) -> None:
     engine = NativeEngine(generated_model("many-experts").path)
-    engine.use_gpu("CPU")
+    engine.use_gpus(["CPU"])
     engine.start_on_gpu(engine.info.least_budget, engine.info.slot_bytes)
     engine.fill_ram()
     engine.fill_ram()  # once is enough

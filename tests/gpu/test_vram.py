@@ -69,11 +69,11 @@ def test_a_gpu_with_less_memory_than_it_said_gets_fewer_slots(
 ) -> None:
     most: list[int] = []
 
-    def set_vram_budget(self: NativeEngine, budget: int) -> None:
+    def set_vram_budget(self: NativeEngine, budget: int, gpu: int | None = None) -> None:
         most.append(budget)
         if len(most) < 3:
             raise MemoryError("no")
-        real(self, budget)
+        real(self, budget, gpu)
 
     real = NativeEngine.set_vram_budget
     monkeypatch.setattr(NativeEngine, "set_vram_budget", set_vram_budget)
@@ -84,7 +84,7 @@ def test_a_gpu_with_less_memory_than_it_said_gets_fewer_slots(
 
 
 def test_with_unified_memory_there_is_one_copy(generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device("CPU", "a board", 8 << 30, 16 << 30, gpu=True, unified=True)
+    device = Device("CPU", "a board", "", 8 << 30, 16 << 30, gpu=True, unified=True)
     monkeypatch.setattr(vram, "devices", lambda: [device])
     with _open(generated_model("llama-q4_0").path, gpu="auto", ram_budget="auto") as llama:
         stats = llama.expert_stats()

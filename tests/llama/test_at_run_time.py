@@ -50,6 +50,7 @@ KEYS = {
     "least_budget": int,
     "layers": int,
     "gpu": type(None),
+    "gpus": tuple,
     "link_bytes": int,
     "link_seconds": float,
     "syncs": int,
