@@ -178,6 +178,8 @@ class NativeEngine:
         out = ffi.new("pye_engine **")
         _check(lib.pye_open(fsencode(path), out))
         self._handle = out[0]
+        #: Bytes per second, see set_link_limit().
+        self.link_limit = 0
         self._notice = ffi.new("char[1024]")
 
     @property
@@ -235,6 +237,7 @@ class NativeEngine:
     def set_link_limit(self, bytes_per_s: int) -> None:
         """For benchmarks: the most that moves from RAM to VRAM; 0 is no limit."""
         _check(lib.pye_set_link_limit(self._open(), bytes_per_s))
+        self.link_limit = bytes_per_s
 
     @property
     def buffer_type(self) -> int:

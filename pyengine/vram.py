@@ -56,6 +56,11 @@ def find(name: str) -> Device:
     return next(device for device in devices() if device.name == name)
 
 
+def left_free(device: Device) -> int:
+    """Bytes that "auto" leaves free on the device."""
+    return max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
+
+
 def start(native: NativeEngine, gpu: Gpu) -> None:
     """The least in VRAM, for llama.cpp comes first there; the RAM tier as a whole. Raises BudgetError, MemoryError."""
     native.use_gpu(gpu.device)
@@ -72,12 +77,11 @@ def settle(native: NativeEngine, info: ModelInfo, gpu: Gpu) -> int:
     not to be there, less is taken, and said. Raises BudgetError; MemoryError if not even the least is there."""
     stats = native.stats()
     device = find(gpu.device)
-    left = max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
     wanted = resolve(
         gpu.vram_budget,
         slot_bytes=info.slot_bytes,
         least=info.least_budget,
-        available=device.free_bytes + stats["budget_bytes"] - left,
+        available=device.free_bytes + stats["budget_bytes"] - left_free(device),
         name="vram_budget",
     )
     while True:
