@@ -55,6 +55,20 @@ class _Moved:
     """share, 0..1"""
 
 
+class _LeastRecent(SpreadRun):
+    """Of a model with any policy: it is told of these steps as of others, and must not choose who leaves."""
+
+    def __init__(self, llm: Llama, shape: ModelShape) -> None:
+        super().__init__(llm, shape)
+        assert llm.engine is not None
+        info = llm.engine.info
+        self._equal = np.zeros((info.n_layer, info.n_expert), np.float32)
+
+    def step(self, tokens: int, *, all_outputs: bool = False) -> SpreadStep:
+        self._native.set_priorities(self._equal)
+        return super().step(tokens, all_outputs=all_outputs)
+
+
 def stream_tokens(n_expert: int, n_used: int) -> int:
     """Tokens of a step from which a layer's missing experts are moved before its router has spoken."""
     return math.ceil(_PAIRS_FOR_ALL * n_expert / n_used)
@@ -124,12 +138,11 @@ def costs_on_gpu(llm: Llama, shape: ModelShape) -> Costs:
 
 @contextmanager
 def _replayed(llm: Llama, shape: ModelShape) -> Iterator[SpreadRun]:
-    """No expert is kept for its own sake, none is guessed; afterwards the router has its say again."""
+    """Expert ids come from us; afterwards the router has its say again, and the policy with the next token."""
     assert llm.engine is not None
     native, info = llm.engine.native, shape.info
-    native.set_priorities(np.zeros((info.n_layer, max(c.n_expert for c in shape.classes)), np.float32))
     try:
-        yield SpreadRun(llm, shape)
+        yield _LeastRecent(llm, shape)
     finally:
         native.set_replay(np.empty((0, info.n_layer, info.n_expert_used), np.int32))
         llm.reset()  # type: ignore[no-untyped-call]
