@@ -63,7 +63,12 @@ def known(**changed: object) -> Costs:
 def test_an_open_model_is_measured_and_then_as_it_was(llm: Llama) -> None:
     llm.eval([5, 6, 7])
     before = np.array(llm._ctx.get_logits()[: llm.n_vocab()])
-    found = costs_on_gpu(llm, shape_of(llm))
+    assert llm.engine is not None
+    llm.engine.native.set_link_limit(10_000_000)  # so that moving is waited for
+    try:
+        found = costs_on_gpu(llm, shape_of(llm))
+    finally:
+        llm.engine.native.set_link_limit(0)
     assert llm.n_tokens == 0
     llm.eval([5, 6, 7])
     assert np.array_equal(np.array(llm._ctx.get_logits()[: llm.n_vocab()]), before), "the router has its say again"
