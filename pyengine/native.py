@@ -195,6 +195,8 @@ class NativeEngine:
         out = ffi.new("pye_engine **")
         _check(lib.pye_open(fsencode(path), out))
         self._handle = out[0]
+        #: Bytes per second, see set_link_limit().
+        self.link_limit = 0
         self._notice = ffi.new("char[1024]")
 
     @property
@@ -281,6 +283,7 @@ class NativeEngine:
     def set_link_limit(self, bytes_per_s: int) -> None:
         """For benchmarks: the most that moves from RAM to VRAM, and back; 0 is no limit."""
         _check(lib.pye_set_link_limit(self._open(), bytes_per_s))
+        self.link_limit = bytes_per_s
 
     def set_host_threads(self, n: int) -> None:
         """With a GPU: let so many threads compute, where it is faster, experts that lie in RAM; 0 moves all of them."""

@@ -164,6 +164,11 @@ def find(name: str) -> Device:
     return next(device for device in devices() if device.name == name)
 
 
+def left_free(device: Device) -> int:
+    """Bytes that "auto" leaves free on the device."""
+    return max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
+
+
 def start(native: NativeEngine, gpus: Gpus) -> None:
     """The least in VRAM, for llama.cpp comes first there; the RAM tier as a whole. Raises BudgetError, MemoryError."""
     native.use_gpus(gpus.devices, gpus.shares, gpus.n_gpu_layers)
@@ -210,8 +215,7 @@ def _wanted(parts: Sequence[GpuPart], gpus: Gpus) -> list[int]:
 def _room(part: GpuPart) -> int:
     """Bytes that slots may take on a GPU, if it is left enough for everything else."""
     device = find(part.name)
-    left = max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
-    return device.free_bytes + part.budget_bytes - left
+    return device.free_bytes + part.budget_bytes - left_free(device)
 
 
 def shared(total: int, limits: Sequence[tuple[int, int]], room: Sequence[int]) -> list[int]:

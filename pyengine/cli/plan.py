@@ -69,6 +69,18 @@ _BUSY = 0.5
     help="With --batch: memory for everything, 2GiB or bytes.  [default: what is available]",
 )
 @click.option(
+    "--gpu",
+    cls=Option,
+    metavar="NAME",
+    help="With --batch: keep slots in the memory of this GPU, CUDA0 or auto.  [default: RAM]",
+)
+@click.option(
+    "--vram-limit",
+    cls=Option,
+    metavar="SIZE",
+    help="With --gpu: its memory for everything, 2GiB or bytes.  [default: what is free]",
+)
+@click.option(
     "--prompt-tokens",
     cls=Option,
     type=click.IntRange(min=0),
@@ -96,6 +108,8 @@ def command(
     no_probe: bool,
     batch: bool,
     ram_limit: str | None,
+    gpu: str | None,
+    vram_limit: str | None,
     prompt_tokens: int,
     answer_tokens: int,
     as_json: bool,
@@ -142,6 +156,12 @@ def command(
         from pyengine.planner.solving import Work
 
         work = Work(prompt_tokens, answer_tokens)
+        if gpu is not None:
+            from pyengine.cli.plan_batch import planned_on_gpu
+
+            most = None if vram_limit is None else _memory(vram_limit, "--vram-limit")
+            batch_part = planned_on_gpu(shape, gpu, work, most, wanted, trace, again, no_probe)
+    if batch and gpu is None:
         batch_part = _batch(shape, work, _memory(ram_limit), trace, measured, again, no_probe)
     if as_json:
         from pyengine.cli.plan_batch import batch_json
@@ -156,7 +176,7 @@ def command(
         show_batch(*batch_part)
 
 
-def _memory(ram_limit: str | None) -> int:
+def _memory(ram_limit: str | None, option: str = "--ram-limit") -> int:
     """Bytes. Raises BudgetError."""
     from pyengine.budget import available_memory, reserve, resolve
     from pyengine.errors import BudgetError
@@ -165,7 +185,7 @@ def _memory(ram_limit: str | None) -> int:
         return available_memory() - reserve()
     size = budget(ram_limit)
     if size == "auto" or (isinstance(size, str) and "%" in size):
-        raise BudgetError(f"--ram-limit {ram_limit!r} is not understood; write 2GiB or bytes")
+        raise BudgetError(f"{option} {ram_limit!r} is not understood; write 2GiB or bytes")
     return resolve(size, slot_bytes=sys.maxsize, least=0)
 
 

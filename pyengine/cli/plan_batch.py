@@ -12,8 +12,12 @@ from pyengine.cli.output import DIM, ERROR, STRONG, console, format_bytes, style
 from pyengine.planner.inequalities import AHEAD, ALL, FIRST
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyengine.budget import Budget
     from pyengine.planner.kept_costs import LastRun
-    from pyengine.planner.solving import BatchPlan, Candidate
+    from pyengine.planner.solving import BatchPlan, Candidate, Work
+    from pyengine.planning.shape import ModelShape
 
 #: The inequalities as they are written in pyengine/planner/inequalities.py.
 _FORMS = {AHEAD: ("A + G", "K T"), FIRST: ("hot", "T0 + T"), ALL: ("hot + (Q-1) E", "T0 + Q T")}
@@ -28,7 +32,8 @@ def show_batch(plan: BatchPlan, limit: int, how_measured: str, run: LastRun | No
     """
     screen = console(stderr=False)
     work, chosen = plan.work, plan.chosen
-    title = f"Texts of {work.prompt_tokens} + {work.answer_tokens} tokens in {format_bytes(limit)} of memory"
+    where = f" of {plan.costs.device}" if plan.costs.device else ""
+    title = f"Texts of {work.prompt_tokens} + {work.answer_tokens} tokens in {format_bytes(limit)} of memory{where}"
     screen.print()
     screen.print(Text(title, style=style(STRONG)))
     screen.print()
@@ -38,7 +43,7 @@ def show_batch(plan: BatchPlan, limit: int, how_measured: str, run: LastRun | No
     costs = plan.costs
     screen.print(
         Text(
-            f"of a layer, in a step of {chosen.n_sequences}; T {_ms(costs.transfer_s)} per expert, T0 "
+            f"of a layer, in a step of {chosen.n_sequences}; T {_ms(costs.pace_s)} per expert{_link(plan)}, T0 "
             f"{_ms(costs.latency_s)}, E {_ms(float(costs.expert_s(1.0)))} with one row",
             style=style(DIM),
         )
@@ -54,6 +59,43 @@ def show_batch(plan: BatchPlan, limit: int, how_measured: str, run: LastRun | No
         ("costs", how_measured),
     ):
         screen.print(Text(f"{name:>12}  ", style=style(DIM)) + Text(text))
+
+
+def planned_on_gpu(
+    shape: ModelShape,
+    gpu: str,
+    work: Work,
+    vram_limit: int | None,
+    ram_budget: Budget,
+    trace: Path | None,
+    again: bool,
+    no_probe: bool,
+) -> tuple[BatchPlan, int, str, LastRun | None]:
+    """What show_batch() takes, for slots in the memory of a GPU. Raises PyengineError if nothing can be planned."""
+    from pyengine.cli.interrupt import exit_on_interrupt
+    from pyengine.cli.output import TerminalSpinner
+    from pyengine.planner.batch_plan import last_run
+    from pyengine.planner.gpu_plan import plan_on_gpu
+
+    doing = "Planning"
+
+    def say(text: str) -> None:
+        nonlocal doing
+        doing = text
+
+    with TerminalSpinner(lambda: doing) as spinner, exit_on_interrupt(spinner.restore_terminal):
+        plan, limit, place, how = plan_on_gpu(
+            shape,
+            gpu,
+            work,
+            vram_limit=vram_limit,
+            ram_budget=ram_budget,
+            trace=trace,
+            again=again,
+            may_measure=not no_probe,
+            say=say,
+        )
+    return plan, limit, how, last_run(shape, place)
 
 
 def batch_json(plan: BatchPlan, limit: int, how_measured: str, run: LastRun | None) -> dict[str, Any]:
@@ -138,6 +180,15 @@ def _actual(run: LastRun | None) -> str:
         f"last run, {run.n_sequences} texts at once: {_ms(run.actual_step_s)} a step, planned "
         f"{_ms(run.planned_step_s)} ({100 * run.error:+.0f} %)"
     )
+
+
+def _link(plan: BatchPlan) -> str:
+    """How fast experts come over the link, if they do, and from where."""
+    costs = plan.costs
+    if not costs.device or costs.transfer_s <= 0:
+        return ""
+    words = f" ({costs.transfer_bytes / costs.transfer_s / 1e9:.3g} GB/s over the link"
+    return words + (f", {costs.ram_share:.0%} of them in RAM)" if costs.ram_share < 1 else ")")
 
 
 def _ms(seconds: float) -> str:

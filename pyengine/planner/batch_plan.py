@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyengine import vram
 from pyengine.budget import available_memory, memory_limit, reserve
 from pyengine.errors import UnmanagedModelError
+from pyengine.native import Device
 from pyengine.planner.costs import Costs
 from pyengine.planner.demand import Demand
 from pyengine.planner.glimpse import glimpsed_costs
+from pyengine.planner.gpu_measuring import costs_on_gpu
 from pyengine.planner.kept_costs import Kept, LastRun, costs_file, load_costs, save_costs
 from pyengine.planner.measuring import estimated_costs
 from pyengine.planner.refine import Refiner
@@ -69,13 +72,24 @@ def plan_batch(
         return solve(found, demand, shape, memory, work, routing=words, most_sequences=most_sequences)
     if model.engine is None:
         raise UnmanagedModelError(f"nothing is planned: {model.engaged}")
-    shape = read_shape(Path(model.model_path))
-    found = costs or known_costs(shape) or glimpsed_costs(model, shape)
+    shape, place = shape_of(model), place_of(model)
     stats = model.expert_stats()
+    found = costs or known_costs(shape, place) or _glimpsed(model, shape, place)
+    if place is not None:
+        found = replace(found, ram_share=min(1.0, stats["ram_slots"] / shape.info.n_experts_total))
     demand, words = demand_of(shape, model.engine.policy, trace)
     most = min(most_sequences, int(model.n_ctx()) // work.tokens)
     memory = Memory(memory_limit(), 0, 0, int(stats["budget_bytes"]))
     return solve(found, demand, shape, memory, work, routing=words, most_sequences=max(1, most))
+
+
+def _glimpsed(llm: Llama, shape: ModelShape, place: Place | None) -> Costs:
+    """Of an open model that nobody measured. On a GPU that is soon done in full, and kept."""
+    if place is None:
+        return glimpsed_costs(llm, shape)
+    found = costs_on_gpu(llm, shape)
+    save_measured(shape, found, place)
+    return found
 
 
 def demand_of(shape: ModelShape, policy: str = DEFAULT_POLICY, trace: Path | None = None) -> tuple[Demand, str]:
@@ -93,30 +107,72 @@ def attention_bytes_per_cell(shape: ModelShape) -> int:
     return _FLOAT * MICRO_BATCH * (heads + 1)
 
 
-def key_of(shape: ModelShape) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Place:
+    """A GPU whose memory has the slots: what costs depend on beside the machine and the model."""
+
+    device: Device
+    link_limit: int = 0
+    """bytes per second, of an imitated slow link; 0: as the machine has it"""
+    in_ram: bool = True
+    """every expert is; otherwise costs know the disk, too"""
+
+
+def place_of(llm: Llama) -> Place | None:
+    """Where the experts of an open model have their slots; None: RAM."""
+    assert llm.engine is not None
+    stats = llm.expert_stats()
+    if stats["gpu"] is None:
+        return None
+    in_ram = stats["ram_slots"] >= stats["experts"]
+    return Place(vram.find(str(stats["gpu"])), llm.engine.native.link_limit, in_ram)
+
+
+def shape_of(llm: Llama) -> ModelShape:
+    """Of an open model, with slots of the size that they have where they are. Raises PyengineError, OSError."""
+    assert llm.engine is not None
+    shape = read_shape(Path(llm.model_path))
+    return shape if llm.expert_stats()["gpu"] is None else replace(shape, info=llm.engine.info)
+
+
+def key_of(shape: ModelShape, place: Place | None = None) -> dict[str, Any]:
     """What must be equal for kept costs to hold. Raises OSError, PyengineError."""
-    return probes.machine_key(shape.path, probe.now_used_bundle(shape.path))
+    if place is None:
+        return probes.machine_key(shape.path, probe.now_used_bundle(shape.path))
+    device = place.device
+    return probes.machine_key(shape.path, False) | {
+        "device": [device.name, device.description, device.total_bytes, device.unified],
+        "link_limit": place.link_limit,
+        "in_ram": place.in_ram,
+    }
 
 
-def known_costs(shape: ModelShape) -> Costs | None:
-    """Costs that were measured here before, or estimated from what `pyengine plan` measured; None: neither."""
-    key = key_of(shape)
-    kept = load_costs(costs_file(shape.path), key)
+def _file_of(shape: ModelShape, place: Place | None) -> Path:
+    return costs_file(shape.path, "" if place is None else place.device.name)
+
+
+def known_costs(shape: ModelShape, place: Place | None = None) -> Costs | None:
+    """Costs that were measured here before, or estimated from what `pyengine plan` measured; None: neither. On a GPU
+    nothing is estimated."""
+    key = key_of(shape, place)
+    kept = load_costs(_file_of(shape, place), key)
     if kept is not None:
         return kept.costs
+    if place is not None:
+        return None
     measured = probes.load(probes.probe_file(shape.path), key)
     return None if measured is None else estimated_costs(shape, measured)
 
 
-def save_measured(shape: ModelShape, costs: Costs) -> None:
+def save_measured(shape: ModelShape, costs: Costs, place: Place | None = None) -> None:
     """Keep costs for the next plan, if there is a folder to keep them in."""
     with contextlib.suppress(OSError):
-        save_costs(costs_file(shape.path), key_of(shape), Kept(costs))
+        save_costs(_file_of(shape, place), key_of(shape, place), Kept(costs))
 
 
-def last_run(shape: ModelShape) -> LastRun | None:
+def last_run(shape: ModelShape, place: Place | None = None) -> LastRun | None:
     """What the last batch was like against its plan; None if nothing is known."""
-    kept = load_costs(costs_file(shape.path), key_of(shape))
+    kept = load_costs(_file_of(shape, place), key_of(shape, place))
     return None if kept is None else kept.run
 
 
@@ -135,11 +191,12 @@ class Refining:
     shape: ModelShape
     refiner: Refiner
     watch: StepWatch
+    place: Place | None = None
 
     @classmethod
     def begin(cls, llm: Llama, plan: BatchPlan) -> Refining:
         """Watch `llm`, which has managed experts, while it runs `plan`."""
-        shape = read_shape(Path(llm.model_path))
+        shape = shape_of(llm)
         n, chunk = plan.n_sequences, plan.chosen.prompt_chunk
         # What the routing foretells for any other kind of step would have to be found out now, between two steps. When
         # a text ends, the next one's prompt is computed beside those that go on.
@@ -149,7 +206,7 @@ class Refining:
             return shape.slots(int(llm.expert_stats()["budget_bytes"]))
 
         refiner = Refiner(plan.costs, plan.demand, slots)
-        return cls(plan, shape, refiner, StepWatch(llm, refiner, kinds))
+        return cls(plan, shape, refiner, StepWatch(llm, refiner, kinds), place_of(llm))
 
     def finish(self) -> LastRun | None:
         """Stop watching; keep the corrected costs, and how the run was, for the next plan. Returns the latter; None if
@@ -165,5 +222,5 @@ class Refining:
         kept = Kept(self.refiner.costs, run)
         if kept.costs.sound:
             with contextlib.suppress(OSError):  # a full disk, say: the next plan is as this one was
-                save_costs(costs_file(self.shape.path), key_of(self.shape), kept)
+                save_costs(_file_of(self.shape, self.place), key_of(self.shape, self.place), kept)
         return run

@@ -69,6 +69,19 @@ class Costs:
     bundle: bool
     measured: bool
     """False: estimated, from less than a full measurement"""
+    device: str = ""
+    """ggml device that has the slots, and computes; empty: RAM, the CPU. transfer_s then is of its link"""
+    stream_tokens: int = 0
+    """on a device: from so many tokens of a step on, a layer's missing experts come while the one before computes"""
+    disk_s: float = 0.0
+    """on a device: more per expert that is not in RAM either, while several are under way"""
+    ram_share: float = 1.0
+    """on a device: of the missing experts, those that are in RAM, 0..1"""
+
+    @property
+    def pace_s(self) -> float:
+        """Per missing expert, while several are under way: disk and link work at the same time, the slower counts."""
+        return max(self.transfer_s, (1 - self.ram_share) * self.disk_s)
 
     def layer_s(self, tokens: float) -> float:
         """Of one layer without its experts in a step of so many tokens."""
@@ -114,6 +127,7 @@ class Costs:
             rest=tuple((n, s * compute * rest) for n, s in self.rest),
             transfer_s=self.transfer_s * transfer,
             latency_s=self.latency_s * transfer,
+            disk_s=self.disk_s * transfer,
             miss_factor=self.miss_factor * misses,
         )
 
@@ -124,6 +138,7 @@ class Costs:
         return (
             all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in values)
             and self.recall <= 1
+            and self.ram_share <= 1
             and self.transfer_bytes > 0
             and _ascending(self.layer)
             and _ascending(self.expert)

@@ -47,9 +47,11 @@ class Kept:
     run: LastRun | None = None
 
 
-def costs_file(model: Path) -> Path:
-    """Where the costs of this model file are kept. Raises OSError: no such model."""
-    return profile_file(model).with_suffix(".costs.json")
+def costs_file(model: Path, device: str = "") -> Path:
+    """Where the costs of this model file are kept, on the ggml device of that name if its memory has the slots. Raises
+    OSError: no such model."""
+    where = "".join(c if c.isalnum() else "_" for c in device)
+    return profile_file(model).with_suffix(f".{where}.costs.json" if where else ".costs.json")
 
 
 def load_costs(path: Path, key: dict[str, Any]) -> Kept | None:
@@ -77,6 +79,7 @@ def save_costs(path: Path, key: dict[str, Any], kept: Kept) -> None:
         file.write(json.dumps(content, indent=1).encode())
 
 
+_KINDS: dict[str, type] = {"bool": bool, "str": str}
 _READERS: dict[str, Callable[[Any], Any]] = {"float": float, "int": int}
 
 
@@ -87,7 +90,7 @@ def _of(kind: type[_Kind], given: dict[str, Any]) -> _Kind:
         value = given[field.name]
         if field.type in _READERS and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise TypeError(field.name)
-        if field.type == "bool" and not isinstance(value, bool):
+        if field.type in _KINDS and not isinstance(value, _KINDS[str(field.type)]):
             raise TypeError(field.name)
         values[field.name] = _READERS[str(field.type)](value) if field.type in _READERS else value
     return kind(**values)

@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 #: Rows to an expert that are measured, as far as a step is expected to take no longer than the patience, seconds. Close
 #: to each other where the engine begins to compute expert by expert.
 ROWS = (1, 2, 3, 4, 5, 8, 16, 64)
-_PATIENCE_S = 2.0
+PATIENCE_S = 2.0
 #: Of what is missing. The engine's kernels then are those of many texts.
 _MISSING_ROWS = 8
 #: Steps of each kind. Where nothing is missing the fastest counts: other programs only ever make one slower. Of reading
 #: the middle of the faster half does: a disk is often slower for a while, that is how it is.
-_REPEATS = 5
+REPEATS = 5
 #: Tokens all of whose logits are wanted, to see what the head takes.
-_OUTPUTS = 16
+OUTPUTS = 16
 #: KV cells, and sequences among which they are divided to see what attention takes of many.
 _CONTEXT, _SEQUENCES = 1024, 16
-_MOST_TOKENS = 512
+MOST_TOKENS = 512
 
 
 def measure_costs(
@@ -68,6 +68,7 @@ def measure_costs(
     info = shape.info
     llm = Llama(
         shape.path,
+        gpu="off",
         ram_budget=_room(shape, measured),
         bundle=bundle,
         policy="lru",
@@ -84,12 +85,12 @@ def measure_costs(
         width = run.spread(min(n // len(c.layers) for n, c in zip(slots, shape.classes, strict=True)))
         still = _still(run)
         cell_s = _cell_s(run, still)
-        output_s = _output_s(run, max(n for n in still if n <= _OUTPUTS))
-        host_s = _host_s(llm, run)
+        output_s = output_seconds(run, max(n for n in still if n <= OUTPUTS))
+        host_s = host_seconds(llm, run)
         say("Measuring steps whose experts are missing")
         llm.set_ram_budget(budget_of_one_token(shape))
-        run.spread(int(_PATIENCE_S * measured.disk_bytes_per_s / (info.n_layer * shape.expert_bytes)))
-        moving = {n: _moving(run, n) for n in sorted({1, min(_MOST_TOKENS, run.tokens(_MISSING_ROWS))})}
+        run.spread(int(PATIENCE_S * measured.disk_bytes_per_s / (info.n_layer * shape.expert_bytes)))
+        moving = {n: _moving(run, n) for n in sorted({1, min(MOST_TOKENS, run.tokens(_MISSING_ROWS))})}
         missing_width = run.width
     finally:
         llm.close()
@@ -178,7 +179,7 @@ def _room(shape: ModelShape, measured: Measured) -> int:
     at least."""
     least = min(shape.info.slot_bytes, 2 * budget_of_one_token(shape))
     memory = available_memory() - reserve() - shape.other_bytes - _CONTEXT * shape.kv_bytes_per_token
-    most = min(memory - measured.overhead_bytes, int(2 * _PATIENCE_S * measured.disk_bytes_per_s))
+    most = min(memory - measured.overhead_bytes, int(2 * PATIENCE_S * measured.disk_bytes_per_s))
     return max(least, min(shape.info.slot_bytes, most))
 
 
@@ -187,10 +188,10 @@ def _still(run: SpreadRun) -> dict[int, SpreadStep]:
     found: dict[int, SpreadStep] = {}
     run.step(run.tokens(2), all_outputs=True)  # the experts come, those of the last layer, too
     for n in sorted({1, 2, *(run.tokens(rows) for rows in ROWS)}):
-        if n > _MOST_TOKENS or (found and max(step.wall / m for m, step in found.items()) * n > _PATIENCE_S):
+        if n > MOST_TOKENS or (found and max(step.wall / m for m, step in found.items()) * n > PATIENCE_S):
             break
         run.step(n)  # memory for so many tokens is found
-        steps = [step for step in run.samples(n, _REPEATS) if not step.misses]
+        steps = [step for step in run.samples(n, REPEATS) if not step.misses]
         if steps:
             found[n] = min(steps, key=lambda step: step.wall)
     if 1 not in found:
@@ -202,34 +203,34 @@ def _moving(run: SpreadRun, tokens: int) -> SpreadStep:
     """Steps of so many tokens whose experts are missing: of each number the middle one in the faster half."""
     run.step(tokens)  # those before it have left the slots
     # Whatever the hypervisor does for our reads is part of what they cost.
-    steps = sorted((run.step(tokens) for _ in range(_REPEATS)), key=lambda step: step.wall)
+    steps = sorted((run.step(tokens) for _ in range(REPEATS)), key=lambda step: step.wall)
     half = steps[: len(steps) // 2 + 1]
     return SpreadStep(*(statistics.median(values) for values in zip(*map(astuple, half), strict=True)))
 
 
 def _cell_s(run: SpreadRun, still: dict[int, SpreadStep]) -> float:
     """What attention takes per token and cell, from a step that has the cells of other sequences beside its own."""
-    n = max(n for n in still if n <= _OUTPUTS)
+    n = max(n for n in still if n <= OUTPUTS)
     crowd = run.crowd(min(_CONTEXT // _SEQUENCES, max(still)), _SEQUENCES - 1)
     looked_at = cells_looked_at(crowd) - cells_looked_at(n)
-    others = min(step.working - step.kernels for step in run.samples(n, 2 * _REPEATS))
+    others = min(step.working - step.kernels for step in run.samples(n, 2 * REPEATS))
     run.alone()
     return max(0.0, others - (still[n].working - still[n].kernels)) / (n * looked_at) if looked_at > 0 else 0.0
 
 
-def _output_s(run: SpreadRun, n: int) -> float:
+def output_seconds(run: SpreadRun, n: int) -> float:
     """What the head takes per token more, from a step of n tokens all of whose logits are wanted. That all of them come
     to the last layer's experts is no part of it."""
     if n < 2:
         return 0.0
     some, every = (
-        min(step.working - step.kernels for step in run.samples(n, _REPEATS, all_outputs=outputs))
+        min(step.working - step.kernels for step in run.samples(n, REPEATS, all_outputs=outputs))
         for outputs in (False, True)
     )
     return max(0.0, every - some) / (n - 1)
 
 
-def _host_s(llm: Llama, run: SpreadRun) -> float:
+def host_seconds(llm: Llama, run: SpreadRun) -> float:
     """Choosing a token, as a session does."""
     from pyengine.sessions import SamplingParams
     from pyengine.sessions.sampling import make_sampler
@@ -238,7 +239,7 @@ def _host_s(llm: Llama, run: SpreadRun) -> float:
     sampler = make_sampler(llm, SamplingParams(seed=0))
     took = []
     try:
-        for _ in range(2 * _REPEATS):
+        for _ in range(2 * REPEATS):
             started = time.perf_counter()
             sampler.sample(llm._ctx, -1)
             took.append(time.perf_counter() - started)
@@ -254,7 +255,7 @@ def router_token_s(n_embd: int, n_expert: int, tokens: int = 64) -> float:
     weights = random.random((n_embd, n_expert), np.float32)
     inputs = random.random((tokens, n_embd), np.float32)
     took = []
-    for _ in range(8 * _REPEATS):
+    for _ in range(8 * REPEATS):
         started = time.perf_counter()
         np.matmul(inputs, weights)
         took.append(time.perf_counter() - started)

@@ -17,7 +17,8 @@ import numpy as np
 
 from pyengine.planner.costs import Costs
 from pyengine.planner.demand import Demand, StepDemand
-from pyengine.planner.inequalities import StepShape, step_time
+from pyengine.planner.inequalities import StepShape
+from pyengine.planner.step_times import step_time
 
 #: Steps that the medians are of; fewer than the least say nothing yet.
 _STEPS, _LEAST = 64, 5
@@ -77,16 +78,31 @@ class Refiner:
         walls.append(record.wall_s)
         demand = self.demand_of(record)
         shape = self.shape_of(record)
-        missed = _as_missed(demand, record)
+        missed = _as_missed(demand, record, self._moved(record))
         self._waits.append((record, missed))
         plain = step_time(self._as_counted, shape, missed)
-        self._note("compute", record.compute_s, plain.experts)
-        self._note("other", record.wall_s - record.compute_s - record.stall_s, plain.attention)
+        if self._measured.device:
+            # A GPU's kernels are not timed: all that was not waiting is computing.
+            for name in ("compute", "other"):
+                self._note(name, record.wall_s - record.stall_s, plain.attention + plain.experts)
+        else:
+            self._note("compute", record.compute_s, plain.experts)
+            self._note("other", record.wall_s - record.compute_s - record.stall_s, plain.attention)
         missing = demand.missing * demand.n_layer * self._measured.miss_factor
         if missing >= 1:
-            self._note("misses", record.missing, missing)
-        if record.missing:
-            self._note("transfer", record.io_s, plain.reading * record.loaded / record.missing)
+            self._note("misses", self._moved(record), missing)
+        if self._measured.device and not self._streams(record):
+            self._note("transfer", record.stall_s, plain.waiting)  # nothing but waiting, and all of it
+        elif self._moved(record):
+            self._note("transfer", record.io_s, plain.reading * record.loaded / self._moved(record))
+
+    def _streams(self, record: StepRecord) -> bool:
+        """Whether layers' missing experts were fetched unasked, as the costs mean it."""
+        return 0 < self._measured.stream_tokens <= record.sequences + record.chunk
+
+    def _moved(self, record: StepRecord) -> int:
+        """Experts that the costs count as missing: of steps that fetch a layer unasked, those that came early, too."""
+        return record.loaded if self._streams(record) else record.missing
 
     def _note(self, name: str, actual: float, foretold: float) -> None:
         if foretold > 0 and _SMALLEST <= actual / foretold <= _LARGEST:
@@ -141,11 +157,11 @@ class Refiner:
         return StepShape(record.sequences + record.chunk, outputs, record.cells, min(self._slots()))
 
 
-def _as_missed(demand: StepDemand, record: StepRecord) -> StepDemand:
+def _as_missed(demand: StepDemand, record: StepRecord, moved: int) -> StepDemand:
     """The demand, with as many distinct and missing experts as there were: kernels are not to blame for misses."""
     n = demand.n_layer
     rows = float((demand.hot_rows + demand.cold_rows).mean())
-    wanted, cold = record.wanted / n, min(record.missing, record.wanted) / n
+    wanted, cold = record.wanted / n, min(moved, record.wanted) / n
     share = cold / wanted if wanted else 0.0
     hot, hot_rows, missing, cold_rows = (
         np.array([value]) for value in (wanted - cold, rows * (1 - share), cold, rows * share)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pyengine.errors import PyengineError
 from pyengine.planner.costs import CELLS, Costs
 from pyengine.planner.demand import Demand
-from pyengine.planner.inequalities import Inequality, StepShape, StepTime, inequalities, step_time
+from pyengine.planner.inequalities import Inequality, StepShape, StepTime
+from pyengine.planner.step_times import inequalities, step_time
 from pyengine.planning.shape import ModelShape
 
 #: Tokens that llama.cpp computes at once (n_ubatch): a step with more reads its experts twice.

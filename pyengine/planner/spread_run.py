@@ -56,15 +56,17 @@ class SpreadRun:
         self._n_used = shape.info.n_expert_used
         self._n_expert = min(c.n_expert for c in shape.classes)
         self._token = max(0, llm.token_bos())
+        #: Of a step.
+        self.most_tokens = min(llm.n_batch, int(llm.n_ctx()) - 1)
         self.width = self.spread(self._n_expert)
 
-    def spread(self, width: int) -> int:
-        """From now on tokens use that many experts of each layer in turn, as far as there are so many; returned is how
-        many it is."""
+    def spread(self, width: int, first: int = 0) -> int:
+        """From now on tokens use that many experts of each layer in turn, from number `first` on, as far as there are
+        so many; returned is how many it is."""
         self.width = max(self._n_used, min(width, self._n_expert))
         n_turn = self.width // math.gcd(self.width, self._n_used)
-        ids = (np.arange(n_turn * self._n_used, dtype=np.int32) % self.width).reshape(n_turn, 1, self._n_used)
-        self._native.set_replay(np.repeat(ids, self._n_layer, axis=1))
+        ids = (np.arange(n_turn * self._n_used, dtype=np.int32) % self.width + first) % self._n_expert
+        self._native.set_replay(np.repeat(ids.reshape(n_turn, 1, self._n_used), self._n_layer, axis=1))
         return self.width
 
     def tokens(self, rows: float) -> int:
