@@ -26,7 +26,8 @@ _COUNTERS = ("hits", "misses", "bytes_read", "stall_seconds", "compute_seconds",
 @dataclass(frozen=True)
 class Task:
     """What to do. n: lines at once, None: the planner chooses. most: sequences and KV cells there are, in lines.
-    bytes_per_s: of the disk, if it is limited, for the planner: costs that are known were measured without."""
+    bytes_per_s: of the disk, if it is limited, for the planner: costs that are known were measured without.
+    mapped: stock memory-maps the file and repacks nothing, so that pages can be dropped."""
 
     model: str
     stock: bool
@@ -45,6 +46,7 @@ class Task:
     seconds: float
     n_threads: int
     bytes_per_s: int | None
+    mapped: bool = False
 
     @property
     def n_ctx(self) -> int:
@@ -62,7 +64,7 @@ def load(task: Task) -> Any:
         "verbose": False,
     }
     if task.stock:
-        return stock_class(task.most)(task.model, use_mmap=False, **options)
+        return stock_class(task.most, task.mapped)(task.model, use_mmap=task.mapped, **options)
     from pyengine import Llama
 
     llm = Llama(
@@ -81,8 +83,9 @@ def load(task: Task) -> Any:
     return llm
 
 
-def stock_class(n_sequences: int) -> Any:
-    """llama_cpp.Llama with several sequences, for which it has no option, and with what a Scheduler asks for."""
+def stock_class(n_sequences: int, mapped: bool = False) -> Any:
+    """llama_cpp.Llama with several sequences, and mapped as `pyengine bench` does it, for which it has no options, and
+    with what a Scheduler asks for."""
     import llama_cpp
 
     from pyengine.one_user import OneUser
@@ -102,6 +105,15 @@ def stock_class(n_sequences: int) -> Any:
         def context_params(self, value: Any) -> None:
             value.n_seq_max, value.kv_unified = n_sequences, True
             self._context = value
+
+        @property
+        def model_params(self) -> Any:
+            return self._params
+
+        @model_params.setter
+        def model_params(self, value: Any) -> None:
+            value.use_extra_bufts = value.use_extra_bufts and not mapped
+            self._params = value
 
     return StockTexts
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import balloon
+import gpu_rows
+import llama_cpp
 import numpy as np
-from gpu_worker import Run, Stock
 
 COLUMNS = (
     *("model", "row", "round", "vram_percent", "ram_percent", "beside_gb", "left_gb", "load_s", "fill_s"),
@@ -138,7 +139,10 @@ def work(given: argparse.Namespace, row: str) -> dict[str, Any]:
         probe = NativeEngine(given.model)
         n_layer = probe.info.n_layer
         probe.close()
-        model: Any = Stock(str(given.model), n_layer - int(given.vram / 100 * n_layer), **options)
+        row_task = {"model": str(given.model), "gpu": given.gpu, "n_layer": n_layer, "ubatch": 512, "n_ctx": 4096}
+        model: Any = gpu_rows.load(
+            gpu_rows.parse(f"ncmoe:{given.vram}"), row_task | {"threads": given.threads, "ram": "0", "recall": None}
+        )
     else:
         from pyengine import Llama
 
@@ -186,6 +190,33 @@ def work(given: argparse.Namespace, row: str) -> dict[str, Any]:
         out |= {"slots": after["slots"], "ram_slots": after["ram_slots"], "policy": model.engine.policy}
     model.close()
     return out
+
+
+class Run:
+    """A model and the tokens that it is given: the same for every row."""
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self.model, self._past = model, 0
+        self._random = np.random.default_rng(seed)
+
+    def tokens(self, n: int) -> list[int]:
+        return [int(t) for t in self._random.integers(300, min(30000, self.model.n_vocab() - 1), n)]
+
+    def compute(self, tokens: list[int]) -> float:
+        """Seconds that it took."""
+        batch, context = self.model._batch, self.model._ctx
+        start = time.perf_counter()
+        for at in range(0, len(tokens), 512):
+            part = tokens[at : at + 512]
+            batch.set_batch(part, self._past, False)
+            context.decode(batch)
+            self._past += len(part)
+        llama_cpp.llama_synchronize(context.ctx)
+        return time.perf_counter() - start
+
+    def forget(self) -> None:
+        self.model._ctx.kv_cache_clear()
+        self._past = 0
 
 
 def decode(run: Run, most: int, seconds: float) -> list[float]:

@@ -1,175 +1,225 @@
-"""One row of gpu_tiers.py, in a process of its own: loads the model, computes, prints one line of JSON.
-
-Rows: `stock` keeps all experts in VRAM, `static:N` those of the first N layers on the CPU (llama.cpp's -ncmoe N),
-`pyengine:B` is ours with B percent of the expert bytes in VRAM, and `pyengine:B:POLICY:LOOK` names cache policy and
-look-ahead.
-"""
+"""One row of gpu_rows.py in a process of its own, kept loaded: takes requests, one line of JSON each, and answers each
+with one. The first line is the task; what "do" can be is what Worker's methods are called."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
+import logging
+import os
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import gpu_rows
 import llama_cpp
 import numpy as np
 
-#: Tokens whose logits are compared, computed one by one from an empty context.
-EXACT_TOKENS = 12
-#: Then so many at once, of which the last one's are.
-EXACT_PROMPT = 200
+#: Counters whose growth is reported, summed over a request's timed tokens.
+COUNTERS = (
+    *("hits", "misses", "prefetch_hits", "syncs", "begun_ahead", "computed_again", "link_bytes", "link_ns"),
+    *("reads", "predict_ns", "stall_ns", "host_pairs", "host_ns"),
+)
+
+#: Decoded before the clock starts: the other processes' kernels were on the GPU.
+_UNTIMED = 3
 
 
-class _Override(ctypes.Structure):
-    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
-
-
-class Stock(llama_cpp.Llama):
-    """llama_cpp.Llama with the experts of some layers on the CPU, as llama.cpp's own programs can place them."""
-
-    def __init__(self, path: str, layers_on_cpu: int, gpus: list[str], **kwargs: Any) -> None:
-        folder = Path(llama_cpp.__file__).parent / "lib"
-        lib = ctypes.CDLL(str(folder / "libggml-base.so"))
-        lib.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p
-        registry = ctypes.CDLL(str(folder / "libggml.so"))
-        registry.ggml_backend_dev_by_name.restype = ctypes.c_void_p
-        llama_cpp.llama_backend_init()
-        self._devices = (ctypes.c_void_p * (len(gpus) + 1))(  # a null ends the list
-            *[registry.ggml_backend_dev_by_name(name.encode()) for name in gpus]
-        )
-        self._given: Any = None
-        self._array = (_Override * 2)()
-        if layers_on_cpu > 0:
-            which = "|".join(str(i) for i in range(layers_on_cpu))
-            self._array[0].pattern = rf"blk\.({which})\.ffn_(up|down|gate|gate_up)_exps\.weight".encode()
-            self._array[0].buft = lib.ggml_backend_cpu_buffer_type()
-        super().__init__(path, n_gpu_layers=-1, verbose=False, **kwargs)
-
-    @property
-    def model_params(self) -> Any:
-        if self._given is not None:
-            self._given.devices = ctypes.cast(self._devices, ctypes.c_void_p)
-            if self._array[0].pattern:
-                self._given.tensor_buft_overrides = ctypes.cast(self._array, ctypes.c_void_p)
-        return self._given
-
-    @model_params.setter
-    def model_params(self, value: Any) -> None:
-        self._given = value
-
-
-class Run:
-    """A model and the tokens that it is given: the same for every row."""
-
-    def __init__(self, model: Any, seed: int) -> None:
-        self.model, self._past = model, 0
-        self._random = np.random.default_rng(seed)
-
-    def tokens(self, n: int) -> list[int]:
-        return [int(t) for t in self._random.integers(300, min(30000, self.model.n_vocab() - 1), n)]
-
-    def compute(self, tokens: list[int]) -> float:
-        """Seconds that it took."""
-        batch, context = self.model._batch, self.model._ctx
+class Worker:
+    def __init__(self, task: dict[str, Any]) -> None:
+        self._task = task
+        self._row = row = gpu_rows.Row(*task["row"])
         start = time.perf_counter()
-        for at in range(0, len(tokens), 512):
-            part = tokens[at : at + 512]
-            batch.set_batch(part, self._past, False)
-            context.decode(batch)
-            self._past += len(part)
-        llama_cpp.llama_synchronize(context.ctx)
+        self._llm = gpu_rows.load(row, task)
+        self.load_s = time.perf_counter() - start
+        engine = getattr(self._llm, "engine", None)
+        self._native = engine.native if engine is not None else None
+        self._ids: Any = None
+        if task["trace"] and self._native is not None:
+            with np.load(task["trace"]) as trace:
+                self._ids = trace["ids"]
+
+    # ---- what can be asked for
+
+    def warm(self, chunks: int, tokens: int, at: int, seconds: float, link: int) -> dict[str, Any]:
+        """Prompts that route by their own router until every expert has passed, then decoding."""
+        if self._native is not None:
+            for i in range(chunks):
+                self._llm.reset()
+                self._compute(self._random(i, 512))
+        self._llm.reset()
+        self._compute(self._random(at, 32))
+        return self.decode(at=at, tokens=tokens, seconds=seconds, link=link)
+
+    def decode(self, at: int, tokens: int, seconds: float, link: int) -> dict[str, Any]:
+        """Up to so many tokens one by one, for about so many seconds; texts go on where the last one ended."""
+        if self._llm.n_tokens + tokens + _UNTIMED > self._task["n_ctx"]:
+            self._llm.reset()
+        self._follow(at, tokens + _UNTIMED, link)
+        given = self._random(at, tokens + _UNTIMED)
+        for token in given[:_UNTIMED]:
+            self._compute([token])
+        before, times = self._counts(), []
+        end = time.perf_counter() + seconds
+        for token in given[_UNTIMED:]:
+            times.append(self._compute([token]))
+            if time.perf_counter() > end:
+                break
+        return self._grown(before) | {"times": times}
+
+    def prefill(self, at: int, tokens: int, link: int) -> dict[str, Any]:
+        """A prompt from an empty context."""
+        self._llm.reset()
+        self._follow(at, tokens, link)
+        prompt = self._random(at, tokens)
+        before = self._counts()
+        seconds = self._compute(prompt)
+        return self._grown(before) | {"times": [seconds], "tokens": tokens}
+
+    def logits(self, windows: list[list[list[int]]], keep: int, path: str) -> dict[str, Any]:
+        """Compute texts, each given as its steps, with all their logits, for which it must have been loaded. Writes
+        those of the first tokens, float32 [keep, vocabulary]; returns the losses of all that were foretold: minus the
+        natural logarithm of their probability."""
+        before = self._counts()
+        kept, losses = np.empty((keep, self._llm.n_vocab()), np.float32), []
+        n = 0
+        for steps in windows:
+            self._llm.reset()
+            following = [token for step in steps for token in step][1:]
+            for step in steps:
+                at = self._llm.n_tokens
+                self._llm.eval(step)
+                pointer = self._llm._ctx.get_logits()
+                rows = np.ctypeslib.as_array(pointer, (len(step), kept.shape[1]))
+                kept[n : n + len(step)] = rows[: max(0, keep - n)]
+                n += len(step)
+                losses += [_loss(row, token) for row, token in zip(rows, following[at:], strict=False)]
+        np.save(path, kept)
+        return self._grown(before) | {"losses": losses}
+
+    def text(self, tokens: int) -> dict[str, Any]:
+        """Token ids of prose."""
+        from passages import passages
+
+        return {"ids": passages(self._llm.tokenize, 1, tokens, 1)[0], "n_vocab": self._llm.n_vocab()}
+
+    def budget(self, vram: str) -> dict[str, Any]:
+        """Change the VRAM budget."""
+        self._llm.set_vram_budget(vram)
+        return {"slots": self._native.stats()["slots"]}
+
+    def another_context(self, n_ctx: int) -> dict[str, Any]:
+        """Load the model once more, with a longer context."""
+        other = gpu_rows.load(self._row, self._task | {"n_ctx": n_ctx, "logits_all": False})
+        try:
+            other.eval(self._random(0, 64))
+            return {"slots": other.engine.native.stats()["slots"]}
+        finally:
+            other.close()
+
+    # ---- how
+
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"load_s": self.load_s, "n_vocab": self._llm.n_vocab()}
+        if self._native is not None:
+            info, stats = self._native.info, self._native.stats()
+            facts |= {
+                "expert_mb": info.expert_bytes / info.n_experts_total / 1e6,
+                "slots": stats["slots"],
+                "ram_slots": stats["ram_slots"],
+            }
+        return facts
+
+    def _random(self, seed: int, n: int) -> list[int]:
+        most = min(30000, self._llm.n_vocab() - 1)
+        return [int(t) for t in np.random.default_rng(seed).integers(min(300, most // 2), most, n)]
+
+    def _compute(self, tokens: list[int]) -> float:
+        """Seconds that it took."""
+        start = time.perf_counter()
+        self._llm.eval(tokens)
+        llama_cpp.llama_synchronize(self._llm._ctx.ctx)
         return time.perf_counter() - start
 
-    def forget(self) -> None:
-        self.model._ctx.kv_cache_clear()
-        self._past = 0
+    def _follow(self, at: int, n: int, link: int) -> None:
+        """The next n tokens' experts come from the trace, if there is one, from its token `at` on."""
+        if self._native is None:
+            return
+        self._native.set_link_limit(link)
+        if self._ids is not None:
+            which = (at + np.arange(n)) % len(self._ids)
+            self._native.set_replay(self._ids[which].astype(np.int32))
 
-    def logits(self) -> np.ndarray[Any, Any]:
-        pointer = self.model._ctx.get_logits_ith(-1)
-        return np.ctypeslib.as_array(pointer, (self.model.n_vocab(),)).copy()
+    def _counts(self) -> dict[str, int]:
+        return {} if self._native is None else self._native.stats()
+
+    def _grown(self, before: dict[str, int]) -> dict[str, Any]:
+        if self._native is None:
+            return {}
+        after = self._native.stats()
+        grown: dict[str, Any] = {name: after[name] - before[name] for name in COUNTERS if name in after}
+        return grown | {"policy": self._llm.engine.policy, "slots": after["slots"]}
+
+
+def _loss(row: np.ndarray[Any, np.dtype[np.float32]], token: int) -> float:
+    most = row.max()
+    return float(np.log(np.exp(row - most).sum(dtype=np.float64)) + most - row[token])
+
+
+class Warnings(logging.Handler):
+    """What pyengine has warned of since the last answer."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        said, self.said = self.said, []
+        return said
+
+
+@contextlib.contextmanager
+def _fresh(ours: bool) -> Iterator[None]:
+    """Without what earlier processes learned of the model's routing. Stock rows import nothing of pyengine."""
+    if not ours:
+        yield
+        return
+    from pyengine.bench.child import without_profiles
+
+    with without_profiles():
+        yield
+
+
+def _answered(answer: Callable[[], dict[str, Any]], warnings: Warnings) -> dict[str, Any]:
+    try:
+        result = answer()
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    return result | {"warnings": warnings.take()}
 
 
 def main() -> None:
-    task = json.loads(sys.argv[1])
-    row, options = task["row"], {"n_ctx": 4096, "n_batch": 512, "n_threads": task["threads"]}
-    options["n_threads_batch"] = task["threads"]
-    kind, _, rest = row.partition(":")
-    start = time.perf_counter()
-    engine = None
-    if kind == "pyengine":
-        from pyengine import Llama
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    task = json.loads(sys.stdin.readline())
+    warnings = Warnings()
+    logging.getLogger("pyengine").addHandler(warnings)
+    with _fresh(task["ours"]):
+        made: list[Worker] = []
 
-        share, policy, look = [*rest.split(":"), "auto", "auto"][:3]
-        model: Any = Llama(
-            task["model"],
-            gpu=task["gpu"],
-            vram_budget=f"{share}%",
-            ram_budget=task["ram"],
-            policy=policy,
-            look_ahead=look,
-            **options,
-        )
-        engine = model.engine.native
-        if task["link"]:
-            engine.set_link_limit(task["link"])
-    else:
-        model = Stock(task["model"], int(rest or 0), task["gpu"].split(","), **options)
-    out: dict[str, Any] = {"row": row, "load_s": time.perf_counter() - start}
-    run = Run(model, 7)
-    logits = []
-    for token in run.tokens(EXACT_TOKENS):
-        run.compute([token])
-        logits.append(run.logits())
-    run.forget()
-    run.compute(run.tokens(EXACT_PROMPT))
-    logits.append(run.logits())
-    np.save(task["logits"], np.array(logits))
-    run.forget()
-    # Every expert has been through RAM once before anything is timed.
-    for _ in range(task["warm_chunks"] if engine is not None else 0):
-        run.compute(run.tokens(512))
-        run.forget()
-    if engine is not None and task["trace"]:
-        with np.load(task["trace"]) as trace:
-            ids = trace["ids"][task["trace_from"] : task["trace_from"] + 6000].astype(np.int32)
-        engine.set_replay(ids)
-        if task["recall"] is not None:
-            engine.set_prefetch_rules(replay_recall=task["recall"], replay_distance=task["distance"])
-    prompt = run.tokens(512)
-    run.compute(prompt)  # once to warm this shape of graph
-    run.forget()
-    seconds = run.compute(prompt)
-    out["prefill_tok_per_s"] = len(prompt) / seconds
-    run.forget()
-    run.compute(run.tokens(64))
-    for token in run.tokens(task["warm_tokens"]):
-        run.compute([token])
-    before = engine.stats() if engine is not None else {}
-    times = [run.compute([token]) for token in run.tokens(task["tokens"])]
-    out["decode_tok_per_s"] = len(times) / sum(times)
-    out["decode_p50_ms"] = float(np.median(times)) * 1000
-    out["decode_p95_ms"] = float(np.percentile(times, 95)) * 1000
-    if engine is not None:
-        after = engine.stats()
-        per = {name: (after[name] - before[name]) / len(times) for name in after}
-        seen = per["hits"] + per["misses"]
-        out["hit_rate"] = per["hits"] / seen if seen else 1.0
-        out["misses_per_token"] = per["misses"]
-        out["prefetch_hits_per_token"] = per["prefetch_hits"]
-        out["syncs_per_token"] = per["syncs"]
-        out["ahead_per_token"], out["again_per_token"] = per["begun_ahead"], per["computed_again"]
-        out["link_mb_per_token"] = per["link_bytes"] / 1e6
-        out["link_gb_per_s"] = per["link_bytes"] / per["link_ns"] if per["link_ns"] else 0.0
-        out["disk_reads_per_token"] = per["reads"]
-        out["predict_ms_per_token"] = per["predict_ns"] / 1e6
-        out["stall_ms_per_token"] = per["stall_ns"] / 1e6
-        out["slots"], out["ram_slots"] = after["slots"], after["ram_slots"]
-        out["policy"] = model.engine.policy
-    print("RESULT " + json.dumps(out), flush=True)
-    model.close()
+        def load() -> dict[str, Any]:
+            made.append(Worker(task))
+            return made[0].facts()
+
+        print(json.dumps(_answered(load, warnings)), file=out, flush=True)
+        for line in sys.stdin if made else ():
+            request = json.loads(line)
+            work = getattr(made[0], request.pop("do"))
+            print(json.dumps(_answered(lambda: work(**request), warnings)), file=out, flush=True)  # noqa: B023
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ comes, as a reactive LRU cache, and loading every expert on demand.
 `pyengine bench` measures prefill after a first prompt and its answer, and to its end; here each row is a fresh process
 with an empty page cache and no expert in memory, and what takes longer than --seconds is cut. The rows, and their
 memory limits by control group, are those of `pyengine bench` (its --rows help); the memory-mapped one gets the limit of
-each budget. A prompt is computed a micro-batch at a time, and the clock is looked at after each: so the shorter lengths
-are beginnings of the longest. --separate computes each length in a process of its own.
+each budget; --more adds to all of them. A prompt is computed a micro-batch at a time, and the clock is looked at after
+each: so the shorter lengths are beginnings of the longest. --separate computes each length in a process of its own.
 
 Time counts from the prompt's beginning, without loading. Writes one CSV line per micro-batch (tokens and seconds so
 far); prints seconds, and ratios at each length, or at the most tokens that both rows had done.
@@ -20,7 +20,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cold_runs import Cold, ColdRuns, ratio, settings_of
@@ -66,7 +66,10 @@ def main() -> None:
     lengths = sorted({int(part) for part in arguments.lengths.split(",")})
     shares = [float(part.removesuffix("%")) for part in arguments.budgets.split(",")]
     cold = ColdRuns(arguments.model, arguments.disk)
-    rows = list(rows_of(cold.facts, arguments.rows.split(","), shares))
+    rows = [
+        row if row.limit is None else replace(row, limit=row.limit + arguments.more * 10**6)
+        for row in rows_of(cold.facts, arguments.rows.split(","), shares)
+    ]
     curves = {row: Curve(row.kind, row.share, {}) for row in rows}
     jobs = [[length] for length in lengths] if arguments.separate else [lengths]
     lines: list[dict[str, Any]] = []
@@ -200,6 +203,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of a prompt, at most, to the end of a micro-batch")
     parser.add_argument("--separate", action="store_true", help="a process for each length")
     parser.add_argument("--disk", default=None, metavar="200M", help="bytes that may be read per second (as root)")
+    parser.add_argument(
+        "--more", type=int, default=0, help="MB of memory beside that of pyengine bench, for a long context's KV cache"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: all cores this process may use")
     parser.add_argument("--seed", type=int, default=1, help="of the first round's prompt")
     parser.add_argument("--csv", default="prompt_lengths.csv", help="in bench/results")

@@ -1,13 +1,14 @@
-"""A picture of what batch_ablation.py measured: answers' tokens per second, of all texts together, against the time
-between two tokens of one text.
+"""A picture of what batch_curves.py measured: tokens per second of all texts together against the time between two
+tokens of one text, a curve over the number of texts for each kind.
 
-    .venv/bin/python bench/throughput_latency.py bench/results/batch_ablation.csv [MORE.csv] -o docs/throughput.png
+    .venv/bin/python bench/throughput_latency.py bench/results/batch_curves.csv -o docs/throughput.png
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,48 +17,47 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullFormatter
 
-#: Column -> (what it is called, marker), in the order of the legend.
-COLUMNS = {
-    "planner": ("pyengine, the planner's n", "o"),
-    "reorder": ("pyengine, 8 texts", "s"),
-    "hot-prefetch": ("without reordering", "^"),
-    "multi-batch": ("without fetching ahead", "v"),
-    "one-by-one": ("one text at a time", "D"),
-    "stock-resident": ("stock llama.cpp, all in memory", "x"),
+from pyengine.bench.rows import AUTO, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+
+#: Kind -> (what it is called, marker, where its points' numbers stand, in points), in the order of the legend.
+KINDS = {
+    AUTO: ("pyengine", "o", (-4, 7)),
+    STOCK_RESIDENT: ("stock llama.cpp, all in memory, no limit", "x", (6, -10)),
+    LRU_BUNDLE: ("plain LRU", "s", (5, -11)),
+    ON_DEMAND: ("load on demand", "v", (5, -11)),
+    STOCK_MMAP_PLAIN: ("stock llama.cpp, memory-mapped", "D", (5, -11)),
 }
 
 
-def read(files: Sequence[Path]) -> Mapping[str, list[tuple[float, float, int]]]:
-    """Column -> (seconds between tokens, tokens per second, texts) of each sample that has figures."""
-    found = defaultdict(list)
+def read(files: Sequence[Path]) -> Mapping[str, Mapping[int, float]]:
+    """Kind -> texts at once -> seconds of a step, median of the rounds."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         with file.open(newline="") as lines:
             for row in csv.DictReader(lines):
-                if row["tok_per_s"]:
-                    speed, n = float(row["tok_per_s"]), int(row["n"])
-                    found[row["column"]].append((n / speed, speed, n))
-    return found
+                if row["step_s"]:
+                    found[row["kind"]][int(row["n"])].append(float(row["step_s"]))
+    return {kind: {n: statistics.median(steps) for n, steps in sorted(of.items())} for kind, of in found.items()}
 
 
-def draw(found: Mapping[str, list[tuple[float, float, int]]], out: Path) -> None:
+def draw(found: Mapping[str, Mapping[int, float]], out: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for column, (name, marker) in COLUMNS.items():
-        if points := sorted(found.get(column, ())):
-            x, y, n = zip(*points, strict=True)
-            line = "-" if column in ("planner", "stock-resident") else ""
-            axes.plot(x, y, marker=marker, linestyle=line, label=name)
-            below = column == "stock-resident"
-            for where in zip(x, y, n, strict=True):
+    for kind, (name, marker, place) in KINDS.items():
+        if steps := found.get(kind):
+            x, y = list(steps.values()), [n / step for n, step in steps.items()]
+            (curve,) = axes.plot(x, y, marker=marker, label=name, linewidth=2 if kind == AUTO else 1.2)
+            for n, where in zip(steps, zip(x, y, strict=True), strict=True):
                 axes.annotate(
-                    f"{where[2]}", where[:2], textcoords="offset points", xytext=(6, -11 if below else 5), fontsize=8
+                    f"{n}", where, textcoords="offset points", xytext=place, fontsize=8, color=curve.get_color()
                 )
     axes.set(xscale="log", yscale="log", xlabel="seconds between two tokens of one text")
     axes.set_ylabel("tokens per second, all texts")
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
-    axes.tick_params(which="minor", labelsize=7)
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(fontsize=8)
     figure.savefig(out, dpi=150)

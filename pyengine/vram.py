@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import llama_cpp
 
@@ -160,8 +160,16 @@ def _shares(given: Sequence[float] | None, names: Sequence[str], found: Sequence
 
 
 def find(name: str) -> Device:
-    """The device of this name as it is now."""
-    return next(device for device in devices() if device.name == name)
+    """The device of this name as it is now; of several names, with commas, all of them as one with their memory."""
+    known = {device.name: device for device in devices()}
+    found = [known[part] for part in name.split(",")]
+    return replace(
+        found[0],
+        name=name,
+        free_bytes=sum(device.free_bytes for device in found),
+        total_bytes=sum(device.total_bytes for device in found),
+        unified=all(device.unified for device in found),
+    )
 
 
 def left_free(device: Device) -> int:

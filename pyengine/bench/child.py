@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyengine.bench.gpu_placement import cpu_layers, load_stock, one_layer
 from pyengine.bench.measuring import Texts, measure
 from pyengine.bench.process_counters import peak_resident, process_counters
 from pyengine.bench.replay_trace import TraceTexts
@@ -30,7 +31,7 @@ from pyengine.bench.texts import long_text, short_prompts, stretch
 PR_SET_PDEATHSIG = 1
 _COUNTERS = (
     *("hits", "misses", "bytes_read", "reads", "passes", "evictions"),
-    *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted"),
+    *("prefetches", "prefetch_hits", "prefetches_late", "prefetches_wasted", "link_bytes"),
 )
 
 #: Layers that simulated guesses look ahead: ProMoE's stride. One layer hides too little of a large expert.
@@ -53,6 +54,9 @@ class Task:
     n_threads: int
     trace: str | None = None
     recall: float | None = None
+    gpu: str | None = None
+    share: float | None = None
+    n_layer: int = 0
 
 
 class UnsupportedError(Exception):
@@ -125,14 +129,19 @@ def load(task: Task, n_ctx: int) -> Any:
         "n_threads_batch": task.n_threads,
         "verbose": False,
     }
+    if task.gpu is not None and task.kind.startswith("stock"):
+        return load_stock(task.model, task.gpu, cpu_layers(task.n_layer, task.share), **common)
     if task.kind.startswith("stock"):
         stock = _PlainLlama() if task.kind == STOCK_MMAP_PLAIN else _imported("llama_cpp")
         return stock(task.model, use_mmap=task.kind != STOCK_RESIDENT, **common)
     advice = ADVICE[task.kind]
+    where: dict[str, Any] = {"gpu": "off", "ram_budget": advice.ram_budget or task.budget, "bundle": task.bundle}
+    if task.gpu is not None:
+        vram = one_layer(task.model, task.gpu) if task.share is None else f"{task.share:g}%"
+        where = {"gpu": task.gpu, "vram_budget": vram, "ram_budget": "100%", "bundle": "off"}
     llm = _imported("pyengine")(
         task.model,
-        ram_budget=advice.ram_budget or task.budget,
-        bundle=task.bundle,
+        **where,
         policy=advice.policy,
         look_ahead=advice.look_ahead,
         **common,

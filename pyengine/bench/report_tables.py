@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from pyengine.bench.rows import LRU, LRU_BUNDLE, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import LRU, LRU_BUNDLE, STOCK_RESIDENT
 from pyengine.bench.samples import Sample
-from pyengine.bench.summary import RowSummary, ratio
+from pyengine.bench.summary import BASELINES, RowSummary, ratio
 
 
 def table(rows: Sequence[RowSummary], columns: Sequence[tuple[str, Callable[[RowSummary], str]]]) -> str:
@@ -55,11 +55,9 @@ def speeds(rows: Sequence[RowSummary]) -> str:
         speed = median("decode_tok_per_s")(row)
         return f"{speed} ({bad})" if speed and bad else speed or f"**{bad}**"
 
-    present = {row.row for row in rows}
+    present = {row.kind for row in rows}
     compared = [
-        (f"/ {baseline}", _ratio(baseline, "decode_tok_per_s"))
-        for baseline in (STOCK_RESIDENT, STOCK_MMAP_PLAIN, ON_DEMAND)
-        if baseline in present
+        (f"/ {baseline}", _ratio(baseline, "decode_tok_per_s")) for baseline in BASELINES if baseline in present
     ]
     prefill = [("/ stock-resident", _ratio(STOCK_RESIDENT, "prefill_tok_per_s"))] if STOCK_RESIDENT in present else []
     return table(

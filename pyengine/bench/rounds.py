@@ -9,7 +9,7 @@ from typing import Any
 
 from pyengine.bench import quiet
 from pyengine.bench.cgroups import remove_leftovers
-from pyengine.bench.rows import STOCK_MMAP_PLAIN, plan_rows
+from pyengine.bench.rows import GPU, STOCK_MMAP_PLAIN, plan_rows
 from pyengine.bench.samples import Sample
 from pyengine.bench.sampling import BenchModel, Sampler
 from pyengine.bench.settings import Settings
@@ -51,7 +51,7 @@ def describe(sample: Sample) -> str:
     if sample.status != "ok":
         return f"{head}: {sample.status} ({sample.reason})"
     hits = "" if sample.hit_rate is None else f", hits {sample.hit_rate:.0%}"
-    other = "other kernels, other tokens" if sample.kind == STOCK_MMAP_PLAIN else "DIFFERENT TOKENS"
+    other = "other kernels, other tokens" if sample.kind in (STOCK_MMAP_PLAIN, *GPU) else "DIFFERENT TOKENS"
     wrong = f", {other}" if sample.exact == "no" else ""
     lack = f", {sample.reason}" if sample.reason else ""
     return (

@@ -6,7 +6,7 @@ The memory limit of a row is its budget, the bytes of the model that are not exp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -28,6 +28,11 @@ AUTO = "auto"
 AUTO_MEMORY = "auto-memory"
 ACTIVATION_PATH = "activation-path"
 LEARNED = "ablation-learned"
+STOCK_GPU = "stock-gpu"
+STOCK_GPU_SPLIT = "stock-gpu-split"
+GPU_ON_DEMAND = "gpu-on-demand"
+GPU_LRU = "gpu-lru"
+GPU_AUTO = "gpu-auto"
 
 #: The kinds of row that a benchmark has unless others are asked for, and what each is.
 KINDS: dict[str, str] = {
@@ -70,11 +75,20 @@ UNTOLD: dict[str, str] = {
     AUTO_MEMORY: "auto, and the budget too: as many experts as it finds room for within its memory limit",
 }
 
+#: With a GPU (--gpu): the share is that of the expert bytes that may lie in VRAM.
+GPU: dict[str, str] = {
+    STOCK_GPU: "stock llama.cpp, the whole model in VRAM",
+    STOCK_GPU_SPLIT: "stock llama.cpp, experts of the first layers on the CPU (--n-cpu-moe), at equal VRAM",
+    GPU_ON_DEMAND: "pyengine with slots in VRAM for the experts of one layer only, all others in RAM",
+    GPU_LRU: "pyengine, policy lru, nothing fetched ahead, the other experts in RAM",
+    GPU_AUTO: "pyengine as it comes on a GPU, the other experts in RAM",
+}
+
 #: Kinds that are pyengine as it comes; all others are baselines.
 OURS = (AUTO_MEMORY, AUTO)
 
 #: Every kind of row that can be asked for.
-ALL_KINDS: dict[str, str] = KINDS | UNTOLD | ABLATION | PAPERS
+ALL_KINDS: dict[str, str] = KINDS | UNTOLD | ABLATION | PAPERS | GPU
 
 #: Names for several kinds at once.
 ROW_SETS: dict[str, tuple[str, ...]] = {"ablation": (STOCK_RESIDENT, *ABLATION)}
@@ -108,6 +122,9 @@ ADVICE: dict[str, Advice] = {
     LEARNED: Advice("lfu", "auto"),
     # Its own priorities come on top; see activation_path.py.
     ACTIVATION_PATH: Advice("lru", "off"),
+    GPU_ON_DEMAND: Advice("lru", "off"),
+    GPU_LRU: Advice("lru", "off"),
+    GPU_AUTO: Advice("auto", "auto"),
 }
 
 #: Kinds that read a bundle.
@@ -224,6 +241,12 @@ def plan_rows(
             rows.append(Row(kind, None, 0, None))
         elif kind in MMAP_KINDS:
             rows.append(Row(kind, None, 0, _limit(model, int(mmap_share / 100 * model.slot_bytes))))
+        elif kind == STOCK_GPU:
+            rows.append(Row(kind, None, 0, None))
+        elif kind == GPU_ON_DEMAND:
+            rows.append(Row(kind, None, min(model.slot_bytes, model.n_expert_used * model.least_budget), None))
+        elif kind in GPU:  # RAM is not what they differ in
+            rows += [replace(_budgeted(model, kind, share), limit=None) for share in shares]
         elif kind == ON_DEMAND:
             # One slot of every shape class for each expert a token uses in one layer.
             budget = min(model.slot_bytes, model.n_expert_used * model.least_budget)

@@ -15,7 +15,7 @@ from pyengine.bench.model_facts import read_facts
 from pyengine.bench.replay_trace import TraceTexts
 from pyengine.bench.results import CSV, Run, record, write_record
 from pyengine.bench.rounds import take_samples
-from pyengine.bench.rows import BUNDLED
+from pyengine.bench.rows import BUNDLED, GPU
 from pyengine.bench.samples import CsvWriter, Sample
 from pyengine.bench.sampling import BenchModel, Sampler
 from pyengine.bench.settings import Settings
@@ -91,6 +91,7 @@ def prepare_models(order: Order, say: Callable[[str], None]) -> list[BenchModel]
     if len(set(names)) < len(names):
         raise UsageError("two models have the same name; results could not tell them apart")
     settings = order.settings
+    _check_gpu(settings)
     models = []
     for path in paths:
         facts = read_facts(path)
@@ -100,6 +101,19 @@ def prepare_models(order: Order, say: Callable[[str], None]) -> list[BenchModel]
         wanted = any(kind in BUNDLED for kind in settings.kinds)
         models.append(BenchModel(facts, find_bundle(facts, make=order.make_bundles, say=say) if wanted else None))
     return models
+
+
+def _check_gpu(settings: Settings) -> None:
+    """Raise UsageError if rows on a GPU were asked for without one, or with one that is not there."""
+    from pyengine import startup, vram
+
+    wanted = [kind for kind in settings.kinds if kind in GPU]
+    if wanted and settings.gpu is None:
+        raise UsageError(f"row {wanted[0]!r} needs a GPU; name one with --gpu")
+    if settings.gpu is not None:
+        startup.check()
+        if vram.choose(settings.gpu, "auto", "auto") is None:
+            raise UsageError('--gpu takes the name of a device, e.g. "CUDA0"')
 
 
 def record_of(order: Order, models: Sequence[BenchModel]) -> dict[str, Any]:

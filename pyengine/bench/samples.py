@@ -99,6 +99,8 @@ class Sample:
     guess_prefill_tok_per_s: float | None = None
     guess_hit_rate: float | None = None
     """the same before there is a trace"""
+    link_mb_per_token: float | None = None
+    """of decode; moved from RAM to a GPU"""
     text: str = ""
     """hash of the greedy token ids"""
     exact: str = ""
@@ -151,6 +153,8 @@ def decode_figures(decode: Mapping[str, Any]) -> dict[str, Any]:
             "mb_per_token": counts["bytes_read"] / 1e6 / n,
             "stall_share": counts["stall_s"] / decode["seconds"],
         }
+        if counts.get("link_bytes"):
+            found["link_mb_per_token"] = counts["link_bytes"] / 1e6 / n
         if counts.get("io_s", 0) > _LEAST_LOADING * decode["seconds"]:
             found["bandwidth_mb_per_s"] = counts["bytes_read"] / 1e6 / counts["io_s"]
         if "io_cpu_s" in counts and counts["misses"]:

@@ -17,9 +17,11 @@ from pyengine.bench.launch import Outcome, launch
 from pyengine.bench.plan_check import PlanCheck
 from pyengine.bench.rows import (
     BUNDLED,
+    GPU,
     LRU,
     LRU_BUNDLE,
     ON_DEMAND,
+    STOCK_GPU,
     STOCK_MMAP,
     STOCK_MMAP_PLAIN,
     STOCK_RESIDENT,
@@ -61,6 +63,9 @@ def task_of(model: BenchModel, row: Row, settings: Settings) -> Task:
         n_threads=settings.n_threads,
         trace=str(settings.trace) if settings.trace else None,
         recall=settings.recall,
+        gpu=settings.gpu if row.kind in GPU else None,
+        share=row.share,
+        n_layer=model.facts.n_layer,
     )
 
 
@@ -98,7 +103,7 @@ class Sampler:
         self._settings = settings
         self._plan = PlanCheck(out, run, settings.sample_limit_s) if settings.check_plan else None
         self._run = run
-        self._references: dict[str, Sequence[Sequence[int]]] = {}
+        self._references: dict[tuple[str, bool], Sequence[Sequence[int]]] = {}
         self.caches = ""
         self.probes: list[dict[str, Any]] = []
 
@@ -199,12 +204,13 @@ class Sampler:
         return float(outcome.result["bytes_per_s"]) / 1e6
 
     def _exact(self, model: str, row: Row, tokens: Sequence[Sequence[int]]) -> str:
-        """Compare with the first sample of stock-resident. With a replayed trace the router has no say, so that
-        pyengine's rows are compared with the first of their own, and stock's with nothing."""
+        """Compare with the first sample of stock-resident, or of stock-gpu on a GPU. With a replayed trace the router
+        has no say, so that pyengine's rows are compared with the first of their own, and stock's with nothing."""
         replayed = self._settings.trace is not None
-        if not row.stock if replayed else row.kind == STOCK_RESIDENT:
-            self._references.setdefault(model, tokens)
-        known = self._references.get(model)
+        where = (model, row.kind in GPU)
+        if not row.stock if replayed else row.kind in (STOCK_RESIDENT, STOCK_GPU):
+            self._references.setdefault(where, tokens)
+        known = self._references.get(where)
         if known is None or (replayed and row.stock):
             return ""
         return "yes" if same_tokens(known, tokens) else "no"

@@ -25,6 +25,7 @@ class Settings:
         recall: with a trace: of each guess about the layer after the next, how likely it is right; None: no guesses.
         n_threads: for the kernels.
         probe_s: seconds of each disk probe.
+        gpu: ggml's name of a device for the rows of rows.GPU, or None.
         check_plan: also predict each row of ours, as `pyengine plan` does, right before it is measured.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     n_threads: int = 1
     probe_s: float = 1.0
     check_plan: bool = False
+    gpu: str | None = None
 
 
 #: Changes for the bundled model, which is small: two minutes in all.

@@ -8,11 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyengine.bench.rows import ALL_KINDS, ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import (
+    ALL_KINDS,
+    GPU,
+    GPU_ON_DEMAND,
+    ON_DEMAND,
+    STOCK_GPU,
+    STOCK_GPU_SPLIT,
+    STOCK_MMAP_PLAIN,
+    STOCK_RESIDENT,
+)
 from pyengine.bench.samples import Sample, percentile
 
 #: Rows that others are divided by.
-BASELINES = (STOCK_RESIDENT, STOCK_MMAP_PLAIN, ON_DEMAND)
+BASELINES = (STOCK_RESIDENT, STOCK_MMAP_PLAIN, ON_DEMAND, STOCK_GPU, STOCK_GPU_SPLIT, GPU_ON_DEMAND)
 
 #: Speeds that ratios are taken of.
 SPEEDS = ("decode_tok_per_s", "decode_cold_tok_per_s", "prefill_tok_per_s")
@@ -82,9 +91,10 @@ def _row(group: Sequence[Sample], grouped: Mapping[tuple[str, str], Sequence[Sam
         statuses[sample.status] = statuses.get(sample.status, 0) + 1
     ratios = {}
     for baseline in BASELINES:
-        if baseline != first.row:
+        if baseline != first.kind:
+            same = baseline if baseline != STOCK_GPU_SPLIT or first.share is None else f"{baseline} {first.share:g}%"
             for speed in SPEEDS:
-                found = ratio(group, grouped.get((first.model, baseline), ()), speed)
+                found = ratio(group, grouped.get((first.model, same), ()), speed)
                 if found is not None:
                     ratios[baseline, speed] = found
     marks = {sample.exact for sample in group if sample.exact}
@@ -185,11 +195,12 @@ def noise(samples: Sequence[Sample]) -> Noise:
 def faults(rows: Sequence[RowSummary]) -> list[str]:
     """What must not be: rows with other tokens than stock's, and samples that failed. One sentence each.
 
-    stock-mmap-plain computes with other kernels than stock as it comes, so its tokens may differ.
+    stock-mmap-plain computes with other kernels than stock as it comes, so its tokens may differ; so may those of rows
+    on a GPU, where kernels for prompts are chosen by the number of slots, and some experts may be computed on the CPU.
     """
     found = []
     for row in rows:
-        if row.exact == "no" and row.kind != STOCK_MMAP_PLAIN:
+        if row.exact == "no" and row.kind not in (STOCK_MMAP_PLAIN, *GPU):
             found.append(f"{row.model}, {row.row}: other tokens than the reference's")
         for status in ("failed", "timed out"):
             if status in row.statuses:

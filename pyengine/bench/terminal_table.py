@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pyengine.bench.rows import ON_DEMAND, STOCK_MMAP_PLAIN, STOCK_RESIDENT
+from pyengine.bench.rows import (
+    GPU_ON_DEMAND,
+    ON_DEMAND,
+    STOCK_GPU,
+    STOCK_GPU_SPLIT,
+    STOCK_MMAP_PLAIN,
+    STOCK_RESIDENT,
+)
 from pyengine.bench.summary import RowSummary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_BASELINES = {STOCK_RESIDENT: "x resident", STOCK_MMAP_PLAIN: "x mmap", ON_DEMAND: "x on-demand"}
+_BASELINES = {
+    STOCK_RESIDENT: "x resident",
+    STOCK_MMAP_PLAIN: "x mmap",
+    ON_DEMAND: "x on-demand",
+    STOCK_GPU: "x stock",
+    STOCK_GPU_SPLIT: "x split",
+    GPU_ON_DEMAND: "x on-demand",
+}
 
 #: Heading -> column of the samples, and how to show it.
 _REST = {

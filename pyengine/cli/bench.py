@@ -72,6 +72,7 @@ _POSITIVE = click.IntRange(min=1)
     metavar="R",
     help="With --trace: guesses, two layers ahead, that are right so often.",
 )
+@_option("--gpu", metavar="NAME", help="Measure on a GPU such as CUDA0; budgets are of its memory, the rest is in RAM.")
 @_option("--make-bundles", is_flag=True, help="Make bundles that are missing, for the lru-bundle rows.")
 @_option(
     "--out",
@@ -151,13 +152,15 @@ def command(**options: Any) -> None:
 
 def _settings(options: dict[str, Any], quick: bool) -> Settings:
     """What was asked for, else the settings for a quick run of the bundled model, else the defaults."""
-    from pyengine.bench.rows import KINDS, expand
+    from pyengine.bench.rows import GPU, KINDS, expand
     from pyengine.bench.run import bytes_per_second
     from pyengine.bench.settings import QUICK, Settings
     from pyengine.llama import default_threads
 
+    usual = tuple(GPU if options["gpu"] else KINDS)
     asked = {
-        "kinds": expand([part.strip() for part in options["rows"].split(",")]) if options["rows"] else tuple(KINDS),
+        "gpu": options["gpu"],
+        "kinds": expand([part.strip() for part in options["rows"].split(",")]) if options["rows"] else usual,
         "shares": options["budgets"],
         "n_tokens": options["tokens"],
         "n_prompts": options["prompts"],

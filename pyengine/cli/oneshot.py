@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyengine.cli.conversation import Conversation
 from pyengine.cli.interrupt import StopRequest
+from pyengine.cli.loading import engaged_line
 from pyengine.cli.output import is_terminal, line_end, notice, reading_prompt, status_line
 from pyengine.cli.wordwrap import WordWrap
 
@@ -20,7 +21,7 @@ def answer_once(llm: Llama, conversation: Conversation, question: str) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C stopped the answer.
     """
-    notice(llm.engaged)
+    notice(engaged_line(llm))
     wrap = WordWrap() if is_terminal(sys.stdout) else None
     with StopRequest(llm) as stop:
         answer = conversation.ask(question, stop)

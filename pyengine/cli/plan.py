@@ -39,7 +39,25 @@ _BUSY = 0.5
     show_default=True,
     env=True,
     metavar="SIZE",
-    help="A budget to show besides the usual ones: 50%, 2GiB, bytes, or auto.",
+    help="A budget to show besides the usual ones: 50%, 2GiB, bytes, or auto. With a GPU: of the RAM behind it.",
+)
+@click.option(
+    "--gpu",
+    cls=Option,
+    default="auto",
+    show_default=True,
+    env=True,
+    metavar="auto|off|NAME",
+    help="Where experts compute: auto takes a GPU that llama.cpp was built for, NAME one such as CUDA0.",
+)
+@click.option(
+    "--vram-budget",
+    cls=Option,
+    default="auto",
+    show_default=True,
+    env=True,
+    metavar="SIZE",
+    help="With a GPU: a budget of its memory to show besides the usual ones, as --ram-budget.",
 )
 @click.option(
     "-c",
@@ -102,6 +120,8 @@ _BUSY = 0.5
 def command(
     model: Path | None,
     ram_budget: str,
+    gpu: str,
+    vram_budget: str,
     ctx_size: int,
     trace: Path | None,
     again: bool,
@@ -121,11 +141,19 @@ def command(
     "Prefill" is for a prompt of 512 tokens while the model is in use, "first token" for the first such prompt after
     loading. Memory includes the other weights and the KV cache.
 
+    With a GPU: what lies in VRAM, in RAM and on disk, how often each has what a token needs, and the time of a token by
+    what takes it: computing, moving from RAM, reading the disk.
+
     --batch shows when computing several texts at once hides reading experts, by inequalities of the times of one layer:
     A attention, G router, hot and E experts that are there and one that comes, Q of which come, T the time to read one.
     """
     if again and no_probe:
         raise click.UsageError("--probe and --no-probe contradict each other.")
+
+    from pyengine.cli.plan_gpu import device_for, gpu_json, gpu_plan, refuse_batch, show_gpu
+
+    if batch:
+        refuse_batch(gpu)
 
     from pyengine import bundled_model, startup
     from pyengine.errors import UnmanagedModelError
@@ -137,8 +165,10 @@ def command(
     from pyengine.planning.plan import budgets_to_show, find_routing, make_plan
     from pyengine.planning.shape import read_shape
 
-    wanted = budget(ram_budget)
+    wanted, wanted_vram = budget(ram_budget), budget(vram_budget)
     check_wording(wanted)
+    check_wording(wanted_vram, "vram_budget")
+    device = None if batch else device_for(gpu)
     path = Path(bundled_model()) if model is None else model
     try:
         shape = read_shape(path)
@@ -148,8 +178,15 @@ def command(
         show_unmanaged(path, str(reason), as_json)
         return
     routing, words = find_routing(shape, trace)
-    measured, how = _measured(shape, again, no_probe)
     n_ctx = -(-ctx_size // CONTEXT_STEP) * CONTEXT_STEP
+    if device is not None:
+        found = gpu_plan(shape, device, wanted_vram, wanted, n_ctx, (routing, words), again, no_probe)
+        if as_json:
+            click.echo(json.dumps(gpu_json(*found)))
+        else:
+            show_gpu(*found)
+        return
+    measured, how = _measured(shape, again, no_probe)
     plan = make_plan(shape, budgets_to_show(shape, wanted), n_ctx, routing, words, measured)
     batch_part = None
     if batch:

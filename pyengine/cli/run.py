@@ -50,11 +50,12 @@ def command(
     text = inputs.from_option(prompt, "--prompt") if prompt is not None else inputs.from_file(str(file))
 
     from pyengine.cli.completion import complete
-    from pyengine.cli.loading import opened
+    from pyengine.cli.loading import engaged_line, opened
     from pyengine.cli.output import notice, status_line
 
     with opened(model_options) as (llm, load_s):
-        notice(llm.engaged)
+        engaged = engaged_line(llm)
+        notice(engaged)
         write_trace = _recording(llm, trace, trace_inputs) if trace is not None else None
         result = complete(llm, text, n_predict, sampling, stream=not as_json)
         if result.stopped:
@@ -71,7 +72,7 @@ def command(
                 "seed": result.seed,
                 "timings": timings,
                 "expert_stats": llm.expert_stats(),
-                "engaged": llm.engaged,
+                "engaged": engaged,
             }
             click.echo(json.dumps(report, default=float))
         else:

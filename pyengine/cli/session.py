@@ -21,6 +21,7 @@ from rich.table import Table
 from pyengine.cli import failure_message, installed_version
 from pyengine.cli.conversation import Conversation
 from pyengine.cli.interrupt import StopRequest
+from pyengine.cli.loading import engaged_line
 from pyengine.cli.options import budget
 from pyengine.cli.output import (
     DIM,
@@ -98,7 +99,7 @@ class Session:
     def _greet(self) -> None:
         name = Path(self._llm.model_path).name.removesuffix(".gguf")
         self._screen.print(f"pyengine {installed_version('pyengine')} · {name}", style=style(STRONG))
-        notice(self._llm.engaged)
+        notice(engaged_line(self._llm))
         self._say("/help lists commands · Ctrl-C stops an answer · Ctrl-D leaves")
         self._screen.print()
 
@@ -176,7 +177,7 @@ class Session:
             self._llm.set_ram_budget(budget(argument))
         else:
             self._llm.set_vram_budget(budget(argument))
-        self._say(self._llm.engaged)
+        self._say(engaged_line(self._llm))
 
     def _system(self, argument: str) -> None:
         if argument:

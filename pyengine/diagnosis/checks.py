@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pyengine.diagnosis import machine, memory, software, storage
+from pyengine.diagnosis import gpu, machine, memory, software, storage
 from pyengine.diagnosis.finding import Finding
 from pyengine.diagnosis.patient import Patient
 
@@ -17,6 +17,7 @@ CHECKS: dict[str, Check] = {
     "memory": memory.memory,
     "address limit": memory.address_limit,
     "swap": memory.swap,
+    "GPU": gpu.gpu,
     "huge pages": machine.huge_pages,
     "cores": machine.cores,
     "governor": machine.governor,

@@ -15,6 +15,8 @@ from pyengine.budget import available_memory, memory_limit
 from pyengine.cache import cache_dir
 
 if TYPE_CHECKING:
+    from pyengine.native import Device
+    from pyengine.planning.link import LinkSpeed
     from pyengine.planning.shape import ModelShape
 
 
@@ -25,6 +27,35 @@ def _address_limit() -> int | None:
 
 def _allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _devices() -> list[Device]:
+    """What llama.cpp can compute on; nothing where the native part cannot be used (its own check says why)."""
+    from pyengine import startup
+    from pyengine.errors import StartupError
+
+    try:
+        startup.check()
+        from pyengine.native import devices
+
+        return devices()
+    except (StartupError, RuntimeError, ImportError, OSError):
+        return []
+
+
+def _link(device: Device) -> LinkSpeed | None:
+    from pyengine.planning.link import known_link
+
+    return known_link(device)
+
+
+def _built_for_gpu() -> bool:
+    try:
+        import llama_cpp
+
+        return bool(llama_cpp.llama_supports_gpu_offload())
+    except (ImportError, OSError, RuntimeError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -39,6 +70,7 @@ class Patient:
     shape: ModelShape | None = None
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
+    dev: Path = Path("/dev")
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     cache: Path = field(default_factory=cache_dir)
     memory_limit: Callable[[], int] = memory_limit
@@ -46,6 +78,9 @@ class Patient:
     memory_available: Callable[[], int] = available_memory
     address_limit: Callable[[], int | None] = _address_limit
     allowed_cores: Callable[[], int] = _allowed_cores
+    devices: Callable[[], list[Device]] = _devices
+    link: Callable[[Device], LinkSpeed | None] = _link
+    built_for_gpu: Callable[[], bool] = _built_for_gpu
 
     def read(self, path: Path) -> str | None:
         """The text of a small file of the kernel, without the newline at its end; None if there is none."""

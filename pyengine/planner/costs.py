@@ -69,6 +69,8 @@ class Costs:
     bundle: bool
     measured: bool
     """False: estimated, from less than a full measurement"""
+    limit_s: float = 0.0
+    """per expert that is read, if the disk is limited; see with_bandwidth(). 0: it is not"""
     device: str = ""
     """ggml device that has the slots, and computes; empty: RAM, the CPU. transfer_s then is of its link"""
     stream_tokens: int = 0
@@ -100,9 +102,11 @@ class Costs:
         return _along(self.rest, np.asarray(rows, np.float64))
 
     def with_bandwidth(self, bytes_per_s: float) -> Costs:
-        """On a disk that gives no more than that."""
+        """With a limit on what the disk may give, as a control group has it (io.max). Such a limit counts bytes over a
+        while: what was not read during attention may be read afterwards, at the disk's own pace. A step takes as long
+        as the limit needs for all that it reads, or longer."""
         least = self.transfer_bytes / bytes_per_s if bytes_per_s > 0 else math.inf
-        return replace(self, transfer_s=max(self.transfer_s, least))
+        return replace(self, limit_s=least) if least > self.transfer_s else self
 
     def scaled(
         self,

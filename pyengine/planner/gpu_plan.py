@@ -9,13 +9,14 @@ from pathlib import Path
 from pyengine import Llama, vram
 from pyengine.budget import Budget, available_memory, resolve
 from pyengine.errors import UsageError
-from pyengine.native import Device, NativeEngine
+from pyengine.native import Device
 from pyengine.planner.batch_plan import Place, attention_bytes_per_cell, demand_of, known_costs, save_measured
 from pyengine.planner.costs import Costs
 from pyengine.planner.gpu_measuring import costs_on_gpu
 from pyengine.planner.solving import BatchPlan, Memory, Work, solve
 from pyengine.planning.probe import ProbeError
 from pyengine.planning.shape import ModelShape
+from pyengine.planning.vram_needs import on_device
 
 #: KV cells while it is measured.
 _CONTEXT = 1024
@@ -54,7 +55,7 @@ def plan_on_gpu(
     chosen = vram.choose(gpu, "auto", ram_budget)
     if chosen is None:
         raise UsageError("this llama.cpp has no GPU to plan for")
-    device = vram.find(chosen.device)
+    device = vram.find(chosen.name)
     shape = on_device(shape, device.name)
     behind = _ram_share(shape, device, ram_budget)
     place = Place(device, 0, behind >= 1)
@@ -87,16 +88,6 @@ def measure_on_gpu(
         return costs_on_gpu(llm, shape)
     finally:
         llm.close()
-
-
-def on_device(shape: ModelShape, device: str) -> ModelShape:
-    """The same model with slots of the size that they have on this ggml device. Raises PyengineError."""
-    engine = NativeEngine(shape.path)
-    try:
-        engine.use_gpu(device)
-        return replace(shape, info=engine.info)
-    finally:
-        engine.close()
 
 
 def _ram_share(shape: ModelShape, device: Device, ram_budget: Budget) -> float:

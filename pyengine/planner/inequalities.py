@@ -60,7 +60,7 @@ class StepTime:
     waiting: float
     """for experts that are being read"""
     reading: float
-    """experts are being read, somebody waiting or not"""
+    """experts are being read at the disk's own pace, somebody waiting or not"""
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,13 @@ def step_time(costs: Costs, shape: StepShape, demand: StepDemand) -> StepTime:
     attention = n * window + costs.output_s * max(0, shape.outputs - 1) + costs.host_s * shape.outputs
     ahead = demand.cold * costs.miss_factor - cold
     reading = (_times(ahead + cold, costs.transfer_s) + _times(whole, costs.latency_s)).mean()
+    # A limit of the disk, counted over the step: what is beyond attention and kernels is waited for.
+    late = max(0.0, float(n * _times(ahead + cold, costs.limit_s).mean() - attention - n * ffn.mean()))
     return StepTime(
-        total=float(attention + n * ffn.mean()),
+        total=float(attention + n * ffn.mean() + late),
         attention=float(attention),
         experts=float(n * kernels.mean()),
-        waiting=float(n * (ffn - kernels).mean()),
+        waiting=float(n * (ffn - kernels).mean() + late),
         reading=float(n * reading),
     )
 
@@ -116,6 +118,7 @@ def inequalities(costs: Costs, shape: StepShape, demand: StepDemand) -> list[Ine
     computing = hot_s if shape.slots >= 2 else 0.0  # with one slot nothing computes while something comes
     first = float(_times(min(1.0, cold), costs.latency_s + costs.transfer_s))
     rest = max(0.0, cold - 1)
+    limited = float(_times(ahead + cold, costs.limit_s))  # begins with attention
     router = min(window, costs.router_token_s * shape.tokens)
     return [
         Inequality(
@@ -128,7 +131,7 @@ def inequalities(costs: Costs, shape: StepShape, demand: StepDemand) -> list[Ine
         Inequality(
             ALL,
             computing + rest * each_s,
-            first + float(_times(rest, cycle)),
+            max(first + float(_times(rest, cycle)), limited - window),
             f"{hot:.1f} hot and {rest:.1f} cold experts of {_ms(each_s)}, Q {cold:.1f}",
         ),
     ]
@@ -140,7 +143,8 @@ def _layers(costs: Costs, demand: StepDemand, window: float) -> tuple[Floats, Fl
     missing = demand.cold * costs.miss_factor
     ahead = np.zeros_like(missing)
     if costs.recall > 0:
-        room = window / costs.transfer_s if costs.transfer_s > 0 else np.inf
+        pace = max(costs.transfer_s, costs.limit_s)
+        room = window / pace if pace > 0 else np.inf
         ahead = np.minimum(costs.recall * missing, room)
     cold = missing - ahead
     cold = np.where(cold < _NONE, 0.0, cold)

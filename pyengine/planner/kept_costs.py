@@ -19,7 +19,7 @@ from pyengine.advice.profile import profile_file
 from pyengine.planner.costs import Costs
 from pyengine.whole_file import written_whole
 
-FORMAT, VERSION = "pyengine costs", 2
+FORMAT, VERSION = "pyengine costs", 3
 
 _FAULTS = (OSError, ValueError, KeyError, TypeError, RecursionError)
 _MOST_BYTES = 1 << 20

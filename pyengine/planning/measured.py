@@ -87,8 +87,8 @@ def probe_file(model: Path) -> Path:
     return cache_dir() / "probes" / f"{model.stem}-{model.stat().st_size:x}.json"
 
 
-def save(path: Path, key: dict[str, Any], measured: Measured) -> None:
-    """Keep a measurement. Raises OSError."""
+def save(path: Path, key: dict[str, Any], measured: Any) -> None:
+    """Keep a measurement: Measured, or another dataclass of numbers. Raises OSError."""
     with written_whole(path, durable=False) as file:
         file.write(json.dumps({"key": key, "measured": asdict(measured)}, indent=1).encode())
 

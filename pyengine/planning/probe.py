@@ -70,7 +70,15 @@ def measure(shape: ModelShape, say: Callable[[str], None] = lambda _: None, bund
         raise ProbeError("there is too little free memory to measure this model")
     say("Loading")
     before = psutil.Process().memory_info().rss
-    llm = Llama(shape.path, ram_budget=budget, bundle=bundle, policy="lru", look_ahead="off", n_ctx=_CONTEXT)
+    llm = Llama(
+        shape.path,
+        gpu="off",
+        ram_budget=budget,
+        bundle=bundle,
+        policy="lru",
+        look_ahead="off",
+        n_ctx=_CONTEXT,
+    )
     try:
         if llm.engine is None:
             raise ProbeError(llm.engaged)

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from pyengine.planning.tier_replay import replay_tiers
 from pyengine.traces import Prompts, Trace
 
 #: Tokens replayed: enough for hit rates to settle within a percent, and quick.
@@ -96,6 +97,27 @@ class Routing:
             misses = np.fromiter(replay(self._steps(members), n_slot, resident), np.int64)
             counts[:, list(members)] = misses.reshape(-1, len(members))[decoded]
         return _averages(counts[first:], np.full(n_layer, float(n_used)))
+
+    def decode_tiers(
+        self, layers: Sequence[Sequence[int]], slots: Sequence[int], ram_slots: Sequence[int]
+    ) -> tuple[Misses, npt.NDArray[np.float64]]:
+        """As decode(), with slots in VRAM over others in RAM.
+
+        Returns:
+            What is missing in VRAM; float64 [n_layer]: of that, experts per token that are missing in RAM too.
+        """
+        n_token, n_layer, n_used = self.ids.shape
+        first = int(_WARM_UP * n_token)
+        counts, read = np.zeros((n_token, n_layer), np.int64), np.zeros((n_token, n_layer), np.int64)
+        decoded = self._decoded()
+        for members, n_slot, n_ram in zip(layers, slots, ram_slots, strict=True):
+            resident = self._last(members, n_slot)
+            there = set(resident)
+            behind = [e for e in self._last(members, self.n_expert * len(members)) if e not in there][:n_ram]
+            both = np.array(list(replay_tiers(self._steps(members), n_slot, n_ram, resident, behind)), np.int64)
+            by_token = both.reshape(-1, len(members), 2)[decoded]
+            counts[:, list(members)], read[:, list(members)] = by_token[..., 0], by_token[..., 1]
+        return _averages(counts[first:], np.full(n_layer, float(n_used))), read[first:].mean(axis=0)
 
     def prefill(self, n_token: int, layers: Sequence[Sequence[int]], slots: Sequence[int], *, cold: bool) -> Misses:
         """Misses of one micro-batch of `n_token` tokens: the first one after loading, or (not cold) after others."""

@@ -55,16 +55,24 @@ class ModelShape:
         return self.info.slot_bytes / self.info.n_experts_total
 
     def slots(self, budget: int) -> list[int]:
-        """Slots that a budget gives to each class, as the native engine divides it: one each, then by size."""
+        """Slots that a budget gives to each class, as the native engine divides it: the least that it can work with
+        each, then by size."""
         share = (min(budget, self.info.slot_bytes) - self.info.least_budget) / max(
             1, self.info.slot_bytes - self.info.least_budget
         )
+        one_each = sum(c.expert_bytes for c in self.classes) / self.expert_bytes * self.slot_bytes
+        least = max(1, round(self.info.least_budget / one_each))  # more than one on a GPU
         slots = []
         for c in self.classes:
             n = c.n_expert * len(c.layers)
             # The engine gives what rounding leaves to whoever fits; half an expert is nearer than rounding down.
-            slots.append(1 + min(n - 1, int(max(0.0, share) * (n - 1) + 1e-6)))
+            slots.append(least + min(n - least, int(max(0.0, share) * (n - least) + 1e-6)))
         return slots
+
+
+def is_expert_weight(name: str) -> bool:
+    """Whether a tensor of this name holds the weights of experts."""
+    return _EXPERT_WEIGHT.fullmatch(name) is not None
 
 
 def read_shape(path: Path) -> ModelShape:

@@ -11,6 +11,7 @@ import pytest
 
 from pyengine import bundled_model
 from pyengine.diagnosis.patient import Patient
+from pyengine.planning.link import LinkSpeed
 from pyengine.planning.shape import read_shape
 
 Spoil = Callable[..., Patient]
@@ -46,6 +47,7 @@ def patient(tmp_path: Path) -> Spoil:
             shape=read_shape(bundled_model()),
             proc=tmp_path / "root" / "proc",
             sys=tmp_path / "root" / "sys",
+            dev=tmp_path / "root" / "dev",
             environ={},
             cache=tmp_path / "cache",
             memory_limit=lambda: 16 * gib,
@@ -53,6 +55,9 @@ def patient(tmp_path: Path) -> Spoil:
             memory_available=lambda: 12 * gib,
             address_limit=lambda: None,
             allowed_cores=lambda: 4,
+            devices=list,
+            link=lambda _: LinkSpeed(25e9, 1e-5),
+            built_for_gpu=lambda: False,
         )
         return replace(healthy, **parts)
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyengine import startup
-from pyengine.diagnosis import machine, memory, software, storage
+from pyengine.diagnosis import gpu, machine, memory, software, storage
 from pyengine.diagnosis.checks import CHECKS, examine
 from pyengine.diagnosis.finding import Level
 from pyengine.errors import StartupError
+from pyengine.native import Device
 from pyengine.planning import disk
 from pyengine.planning.disk import DiskSpeed
+from pyengine.planning.link import LinkSpeed
 
 from .conftest import Spoil
 
 GIB = 1 << 30
+CARD = Device("CUDA0", "a card", 23 * GIB, 24 * GIB, gpu=True, unified=False)
 SICK: dict[str, tuple[Any, Level, dict[str, str | None], dict[str, Any], str]] = {
     # name: check, level, files of /proc and /sys, other parts, what the finding says
     "swap in use": (
@@ -94,6 +98,45 @@ SICK: dict[str, tuple[Any, Level, dict[str, str | None], dict[str, Any], str]] =
     "active waiting": (machine.openmp, Level.SLOW, {}, {"environ": {"OMP_WAIT_POLICY": "ACTIVE"}}, "active"),
     "bound threads": (machine.openmp, Level.SLOW, {}, {"environ": {"OMP_PROC_BIND": "close"}}, "OMP_PROC_BIND=close"),
     "dynamic teams": (machine.openmp, Level.SLOW, {}, {"environ": {"OMP_DYNAMIC": "true"}}, "OMP_DYNAMIC"),
+    "a GPU that this llama.cpp was not built for": (
+        gpu.gpu,
+        Level.SLOW,
+        {"dev/nvidia0": ""},
+        {},
+        "a GPU of NVIDIA is there, and llama.cpp was built without one",
+    ),
+    "a GPU of the processor's": (
+        gpu.gpu,
+        Level.NOTE,
+        {"sys/bus/pci/devices/0/class": "0x030000", "sys/bus/pci/devices/0/vendor": "0x8086"},
+        {},
+        "a GPU of Intel",
+    ),
+    "a GPU without its driver": (
+        gpu.gpu,
+        Level.SLOW,
+        {"dev/nvidia0": ""},
+        {"built_for_gpu": lambda: True},
+        "built for GPUs but finds none",
+    ),
+    "a slow link": (
+        gpu.gpu,
+        Level.SLOW,
+        {
+            "sys/bus/pci/devices/0/class": "0x030200",
+            "sys/bus/pci/devices/0/current_link_width": "4",
+            "sys/bus/pci/devices/0/max_link_width": "16",
+        },
+        {"devices": lambda: [CARD], "link": lambda _: LinkSpeed(6.2e9, 1e-5)},
+        "link 6.2 GB/s, slow: 4 of its 16 PCIe lanes",
+    ),
+    "VRAM in use": (
+        gpu.gpu,
+        Level.SLOW,
+        {},
+        {"devices": lambda: [replace(CARD, free_bytes=9 * GIB)]},
+        "9 GiB free of 24 GiB: other programs have 15 GiB",
+    ),
     "a network": (
         storage.file_system,
         Level.SLOW,
@@ -141,6 +184,19 @@ def test_without_a_proc_and_a_sys(patient: Spoil, tmp_path: Path) -> None:
     nowhere = patient(proc=tmp_path / "none", sys=tmp_path / "none")
     for check in (memory.swap, machine.busy, machine.cores, machine.governor, machine.huge_pages, storage.file_system):
         assert check(nowhere).level == Level.OK
+
+
+def test_a_gpu_as_it_should_be(patient: Spoil) -> None:
+    found = gpu.gpu(patient(devices=lambda: [CARD]))
+    assert (found.level, found.found) == (Level.OK, "CUDA0 (a card), 23 GiB free, link 25 GB/s")
+    board = replace(CARD, free_bytes=GIB, unified=True)
+    assert "unified memory" in gpu.gpu(patient(devices=lambda: [board])).found
+    assert gpu.gpu(patient(devices=lambda: [replace(CARD, gpu=False)])).found == "none"
+
+
+def test_the_line_that_builds_llama_cpp_for_the_gpu_that_is_there(patient: Spoil) -> None:
+    remedy = gpu.gpu(patient({"dev/nvidia0": ""})).remedy
+    assert remedy.startswith('CMAKE_ARGS="-DGGML_CUDA=on ') and remedy.endswith(startup.LLAMA_CPP_PYTHON)
 
 
 def test_a_virtual_disk_that_calls_itself_rotating(patient: Spoil, tmp_path: Path) -> None:

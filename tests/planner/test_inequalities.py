@@ -69,7 +69,18 @@ def test_no_bandwidth_never_ends_unless_nothing_is_missing() -> None:
 
 def test_a_bandwidth_that_is_no_limit_changes_nothing() -> None:
     assert costs().with_bandwidth(1e12) == costs()
-    assert costs().with_bandwidth(1e8).transfer_s == pytest.approx(10 * MS)
+
+
+def test_a_limit_of_the_disk_counts_over_a_step_and_leaves_it_its_own_pace() -> None:
+    load, free = demand(3, 6, 4, 4), step_time(costs(), FOUR, demand(3, 6, 4, 4))
+    limited = costs().with_bandwidth(1e8)  # 10 ms each
+    found = step_time(limited, FOUR, load)
+    assert found.total == pytest.approx(10 * 4 * 10 * MS)
+    assert found.total - found.waiting == pytest.approx(free.total - free.waiting)
+    assert not inequalities(limited, FOUR, load)[2].holds
+    # Computing that takes as long as the limit anyway does not wait for it.
+    slow = costs(layer=((1, 100 * MS), (2, 100 * MS)))
+    assert step_time(slow.with_bandwidth(1e8), FOUR, load) == step_time(slow, FOUR, load)
 
 
 def test_one_slot_overlaps_nothing() -> None:
