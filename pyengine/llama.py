@@ -72,9 +72,9 @@ class Llama(llama_cpp.Llama):
         gpu: "auto" is every GPU that this build of llama.cpp finds (unless n_gpu_layers=0 is given), "off" none,
             otherwise ggml's names of devices, e.g. "CUDA0", or "CUDA0,CUDA1", or a list. Layers are divided as in
             llama.cpp: by free memory or tensor_split; split_mode "none" takes main_gpu alone, others are refused.
-        hybrid: with a GPU, let the CPU compute some of the experts that are missing in VRAM while others are moved, where
-            that is faster. Their rows round as the CPU's kernels do, and which ones depends on measured times; without
-            it, the same text gives the same bits every time.
+        hybrid: with a GPU, let the CPU compute some of the experts that are missing in VRAM while others are moved,
+            where that is faster. Their rows round as the CPU's kernels do, and which ones depends on measured times;
+            without it, the same text gives the same bits every time.
         bundle: "use" reads experts from the model's bundle if there is one that fits (beside the model or in the cache
             folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
         policy: which experts stay in RAM: "auto", or a name in pyengine.policies.POLICIES.
@@ -415,8 +415,8 @@ def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
 
 
 def _host_threads(n_threads: int) -> int:
-    """Of so many threads those that compute experts beside a GPU. The others start the GPU's work and move experts: with
-    as many threads as processors, everybody waits for the one that has none."""
+    """Of so many threads those that compute experts beside a GPU. The others start the GPU's work and move experts:
+    with as many threads as processors, everybody waits for the one that has none."""
     return max(1, n_threads * 3 // 4)
 
 

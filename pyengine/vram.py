@@ -119,7 +119,9 @@ def choose(
     if split.mode not in (llama_cpp.LLAMA_SPLIT_MODE_NONE, llama_cpp.LLAMA_SPLIT_MODE_LAYER):
         raise UsageError('experts in VRAM need split_mode "layer" or "none": matrices cannot be divided; or gpu="off"')
     budgets = check_budgets(vram_budget, len(names))
-    return Gpus(tuple(names), budgets, ram_budget, _shares(split.shares, names, found), split.n_gpu_layers, host_threads)
+    return Gpus(
+        tuple(names), budgets, ram_budget, _shares(split.shares, names, found), split.n_gpu_layers, host_threads
+    )
 
 
 def _all_of(found: Sequence[Device]) -> list[str]:

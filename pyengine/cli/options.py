@@ -67,6 +67,7 @@ class ModelOptions:
     ram_budget: str
     gpu: str
     vram_budget: str
+    hybrid: bool
     bundle: str
     bundle_cap: str
     policy: str
@@ -88,6 +89,7 @@ class ModelOptions:
             "ram_budget": budget(self.ram_budget),
             "gpu": None if self.gpu == "auto" else self.gpu,
             "vram_budget": None if self.vram_budget == "auto" else budget(self.vram_budget),
+            "hybrid": None if self.hybrid else False,
             "bundle": None if self.bundle in ("use", "auto") else self.bundle,
             "policy": None if self.policy == "auto" else self.policy,
             "look_ahead": None if self.look_ahead == "auto" else self.look_ahead,
@@ -192,6 +194,13 @@ _MODEL_OPTIONS = (
         env=True,
         metavar="SIZE",
         help="Memory of all GPUs for experts, as --ram-budget; or a SIZE,SIZE,... for each.",
+    ),
+    _model_option(
+        "--hybrid/--no-hybrid",
+        default=True,
+        show_default=True,
+        help="With a GPU, let the CPU compute some missing experts where that is faster; without, every run of a text "
+        "gives the same bits.",
     ),
     _model_option(
         "--bundle",

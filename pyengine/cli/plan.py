@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -87,16 +88,10 @@ _BUSY = 0.5
     help="With --batch: memory for everything, 2GiB or bytes.  [default: what is available]",
 )
 @click.option(
-    "--gpu",
-    cls=Option,
-    metavar="NAME",
-    help="With --batch: keep slots in the memory of this GPU, CUDA0 or auto.  [default: RAM]",
-)
-@click.option(
     "--vram-limit",
     cls=Option,
     metavar="SIZE",
-    help="With --gpu: its memory for everything, 2GiB or bytes.  [default: what is free]",
+    help="With --batch and a GPU: its memory for everything, 2GiB or bytes.  [default: what is free]",
 )
 @click.option(
     "--prompt-tokens",
@@ -128,7 +123,6 @@ def command(
     no_probe: bool,
     batch: bool,
     ram_limit: str | None,
-    gpu: str | None,
     vram_limit: str | None,
     prompt_tokens: int,
     answer_tokens: int,
@@ -150,12 +144,8 @@ def command(
     if again and no_probe:
         raise click.UsageError("--probe and --no-probe contradict each other.")
 
-    from pyengine.cli.plan_gpu import device_for, gpu_json, gpu_plan, refuse_batch, show_gpu
-
-    if batch:
-        refuse_batch(gpu)
-
     from pyengine import bundled_model, startup
+    from pyengine.cli.plan_gpu import device_for, gpu_json, gpu_plan, show_gpu
     from pyengine.errors import UnmanagedModelError
 
     startup.check()
@@ -168,7 +158,7 @@ def command(
     wanted, wanted_vram = budget(ram_budget), budget(vram_budget)
     check_wording(wanted)
     check_wording(wanted_vram, "vram_budget")
-    device = None if batch else device_for(gpu)
+    device = device_for(gpu)
     path = Path(bundled_model()) if model is None else model
     try:
         shape = read_shape(path)
@@ -181,10 +171,15 @@ def command(
     n_ctx = -(-ctx_size // CONTEXT_STEP) * CONTEXT_STEP
     if device is not None:
         found = gpu_plan(shape, device, wanted_vram, wanted, n_ctx, (routing, words), again, no_probe)
-        if as_json:
-            click.echo(json.dumps(gpu_json(*found)))
-        else:
-            show_gpu(*found)
+        batch_part = None
+        if batch:
+            from pyengine.cli.plan_batch import planned_on_gpu
+            from pyengine.planner.solving import Work
+
+            most = None if vram_limit is None else _memory(vram_limit, "--vram-limit")
+            work = Work(prompt_tokens, answer_tokens)
+            batch_part = planned_on_gpu(shape, gpu, work, most, wanted, trace, again, no_probe)
+        _report(gpu_json(*found) if as_json else None, lambda: show_gpu(*found), batch_part)
         return
     measured, how = _measured(shape, again, no_probe)
     plan = make_plan(shape, budgets_to_show(shape, wanted), n_ctx, routing, words, measured)
@@ -193,23 +188,24 @@ def command(
         from pyengine.planner.solving import Work
 
         work = Work(prompt_tokens, answer_tokens)
-        if gpu is not None:
-            from pyengine.cli.plan_batch import planned_on_gpu
-
-            most = None if vram_limit is None else _memory(vram_limit, "--vram-limit")
-            batch_part = planned_on_gpu(shape, gpu, work, most, wanted, trace, again, no_probe)
-    if batch and gpu is None:
         batch_part = _batch(shape, work, _memory(ram_limit), trace, measured, again, no_probe)
-    if as_json:
-        from pyengine.cli.plan_batch import batch_json
+    report = plan.as_json() | {"probe": how, "measured": _plain(measured)} if as_json else None
+    _report(report, lambda: show(plan, how), batch_part)
 
-        report = plan.as_json() | {"probe": how, "measured": _plain(measured)}
-        click.echo(json.dumps(report | ({"batch": batch_json(*batch_part)} if batch_part else {})))
+
+def _report(
+    as_json: dict[str, Any] | None,
+    show_tables: Callable[[], None],
+    batch_part: tuple[BatchPlan, int, str, LastRun | None] | None,
+) -> None:
+    """One JSON object, or the tables if there is none; with the plan of a batch behind."""
+    from pyengine.cli.plan_batch import batch_json, show_batch
+
+    if as_json is not None:
+        click.echo(json.dumps(as_json | ({"batch": batch_json(*batch_part)} if batch_part else {})))
         return
-    show(plan, how)
+    show_tables()
     if batch_part is not None:
-        from pyengine.cli.plan_batch import show_batch
-
         show_batch(*batch_part)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import click
 from rich.table import Table
 from rich.text import Text
 
@@ -209,9 +208,3 @@ def _percent(share: float) -> str:
 
 def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def refuse_batch(gpu: str) -> None:
-    """Raise UsageError if texts at once were asked for with a GPU named."""
-    if gpu not in ("auto", "off"):
-        raise click.UsageError("--batch plans for the CPU; leave --gpu out.")

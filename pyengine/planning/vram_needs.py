@@ -36,7 +36,10 @@ class VramNeeds:
 
 
 def on_device(shape: ModelShape, device: str) -> ModelShape:
-    """The same model with slots of the size that they have on this ggml device, or these, with commas. Raises PyengineError."""
+    """The same model with slots of the size that they have on this ggml device; or several, with commas.
+
+    Raises PyengineError.
+    """
     engine = NativeEngine(shape.path)
     try:
         engine.use_gpus(device.split(","))

@@ -1,5 +1,5 @@
-"""Layers of which the CPU computes a part. Both parts run on the CPU here, with the same kernels: their sum has the same bits
-as when all of it runs on one."""
+"""Layers of which the CPU computes a part. Both parts run on the CPU here, with the same kernels: their sum has the
+same bits as when all of it runs on one."""
 
 from __future__ import annotations
 
