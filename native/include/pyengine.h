@@ -125,10 +125,10 @@ typedef struct {
     uint64_t link_bytes_per_s; /* measured of late, while anything moved */
     uint64_t host_pairs;       /* (token, rank) pairs whose missing expert the CPU computed from RAM */
     uint64_t host_ns;          /* time in that */
-    uint64_t ram_demotions; /* experts that left VRAM and were copied back to RAM */
-    uint64_t ram_fills;     /* experts read into RAM ahead of need */
-    uint64_t back_bytes;    /* moved from VRAM to RAM */
-    uint64_t back_ns;       /* time in these moves, summed over threads */
+    uint64_t ram_demotions;    /* experts that left VRAM and were copied back to RAM */
+    uint64_t ram_fills;        /* experts read into RAM ahead of need */
+    uint64_t back_bytes;       /* moved from VRAM to RAM */
+    uint64_t back_ns;          /* time in these moves, summed over threads */
 } pye_stats;
 
 /* ---- the bundle: experts on disk the way they are read
