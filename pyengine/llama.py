@@ -415,7 +415,7 @@ def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
 
 
 def _host_threads(n_threads: int) -> int:
-    """Of so many threads those that compute experts beside a GPU. The others start the GPU's work and move experts. On 16
+    """Of so many threads those that compute experts beside a GPU. Others start the GPU's work and move experts. On 16
     processors an expert of 13 MB took 0.46 ms with 8 threads and 2 ms if these had slept; with 12, 11 ms then."""
     return max(1, n_threads // 2)
 
