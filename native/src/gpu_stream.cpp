@@ -219,7 +219,7 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         heard = i;
         const PinnedInRam pinned(engine_->ram_.get(), chain.binding->layer, on_host_);
         computing.emplace(*engine_, chain.binding->layer, wanted_,
-                          [&](std::vector<Wanted> * missing, size_t n_coming) { share_out(i, missing, n_coming); });
+                          [&](std::vector<Wanted> * missing) { share_out(i, missing); });
         const bool all_here = computing->all_resident();
         here                = kFading * here + (all_here && on_host_.empty() ? 1.0f - kFading : 0.0f);
         ++engine_->stats_.passes;
@@ -284,7 +284,7 @@ void GpuStream::run_tokens(ggml_cgraph * graph) {
         heard = i;
         const PinnedInRam pinned(engine_->ram_.get(), chain.binding->layer, on_host_);
         computing.emplace(*engine_, chain.binding->layer, wanted_,
-                          [&](std::vector<Wanted> * missing, size_t n_coming) { share_out(i, missing, n_coming); });
+                          [&](std::vector<Wanted> * missing) { share_out(i, missing); });
         if (!on_host_.empty()) {
             compute_on_host(graph, i);
         }
@@ -793,34 +793,40 @@ bool GpuStream::is_on_host(uint32_t expert) const {
 
 // Takes from the missing what the CPU shall compute: those with the fewest rows and, of these, the ones whose place in VRAM is
 // worth least.
-void GpuStream::share_out(size_t i, std::vector<Wanted> * missing, size_t n_coming) {
+void GpuStream::share_out(size_t i, std::vector<Wanted> * missing) {
     const uint32_t      layer = chains_[i].binding->layer;
     const ExpertLayer & l     = chains_[i].layer();
     const SlotStore &   store = *engine_->classes_[l.shape_class].store;
     if (!ffns_[i].on_host || !ffns_[i].asked || wanted_.size() > store.n_slot()) {
         return;
     }
-    const auto in_ram = std::stable_partition(missing->begin(), missing->end(),
-                                              [&](const Wanted & w) { return engine_->ram_->holds(layer, w.expert); });
-    std::sort(missing->begin(), in_ram, [&](const Wanted & a, const Wanted & b) {
-        return a.pairs != b.pairs ? a.pairs < b.pairs
-                                  : store.priority(l.first + a.expert) < store.priority(l.first + b.expert);
-    });
-    std::vector<uint32_t> pairs;
-    for (auto w = missing->begin(); w != in_ram; ++w) {
-        pairs.push_back(w->pairs);
+    std::vector<HostShare::Missing> candidates;
+    for (const Wanted & w : *missing) {
+        if (engine_->ram_->holds(layer, w.expert)) {
+            const uint32_t slot = store.slot_of(l.first + w.expert);
+            candidates.push_back(
+                {w.expert, w.pairs, slot == SlotStore::kNone ? 1.0f : engine_->source_->unread(layer, slot)});
+        }
     }
+    using Missing = HostShare::Missing;
+    std::sort(candidates.begin(), candidates.end(), [&](const Missing & a, const Missing & b) {
+        return a.pairs != b.pairs     ? a.pairs < b.pairs
+               : a.unread != b.unread ? a.unread > b.unread
+                                      : store.priority(l.first + a.expert) < store.priority(l.first + b.expert);
+    });
     const double speed = engine_->link_.bytes_per_ns();
     const double move  = speed > 0.0 ? static_cast<double>(engine_->index_.classes[l.shape_class].stride) / speed : 0.0;
-    // What else is on its way is half done, on average.
-    const double coming = static_cast<double>(n_coming) + static_cast<double>(missing->end() - in_ram) +
+    // Others must come from disk. What is moved for later layers is in their way, half done on average.
+    const double others = static_cast<double>(missing->size() - candidates.size()) +
                           0.5 * static_cast<double>(engine_->prefetcher_->n_under_way());
-    const size_t n      = engine_->share_.how_many(pairs, coming, move);
+    const size_t n      = engine_->share_.how_many(candidates, others, move);
     for (size_t k = 0; k < n; ++k) {
-        engine_->ram_->pin(layer, (*missing)[k].expert);
-        on_host_.push_back((*missing)[k].expert);
+        engine_->ram_->pin(layer, candidates[k].expert);
+        on_host_.push_back(candidates[k].expert);
     }
-    missing->erase(missing->begin(), missing->begin() + static_cast<std::ptrdiff_t>(n));
+    missing->erase(
+        std::remove_if(missing->begin(), missing->end(), [this](const Wanted & w) { return is_on_host(w.expert); }),
+        missing->end());
 }
 
 // In host memory: rows_, in the order of on_host_ from then on.

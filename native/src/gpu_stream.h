@@ -99,7 +99,7 @@ class GpuStream {
     void submit(const Aside & aside);
     void wait_for(size_t k);
     void put_slots(size_t i, const LayerStep & step);
-    void share_out(size_t i, std::vector<Wanted> * missing, size_t n_coming);
+    void share_out(size_t i, std::vector<Wanted> * missing);
     void compute_on_host(ggml_cgraph * graph, size_t i);
     void send_rows(ggml_cgraph * graph, size_t i);
     bool is_on_host(uint32_t expert) const;

@@ -8,7 +8,7 @@ namespace {
 
 // A trial is so many steps, one behind the other, in which the CPU computes one expert; the last ones count. While threads
 // wake up it is ten times slower than it is once it computes in every step.
-constexpr uint32_t kTrial = 64, kCounts = 16;
+constexpr uint32_t kTrial = 16, kCounts = 8;
 // Decisions after which a CPU that is not chosen is tried again, in case others kept it busy; twice as many each time.
 constexpr uint32_t kAgain = 128, kLastAgain = 16384;
 constexpr double   kMemory = 32.0; // measurements that count in the mean
@@ -20,8 +20,8 @@ constexpr double kGain = 0.75;
 
 HostShare::HostShare() : again_(kAgain) {}
 
-size_t HostShare::how_many(const std::vector<uint32_t> & pairs, double n_coming, double link_ns) {
-    if (n_threads_ == 0 || pairs.empty() || link_ns <= 0.0) {
+size_t HostShare::how_many(const std::vector<Missing> & missing, double others, double link_ns) {
+    if (n_threads_ == 0 || missing.empty() || link_ns <= 0.0) {
         return 0;
     }
     if (n_trial_ == kTrial && ++n_asked_ >= again_) {
@@ -32,13 +32,17 @@ size_t HostShare::how_many(const std::vector<uint32_t> & pairs, double n_coming,
     if (n_trial_ < kTrial) {
         return 1;
     }
-    const auto moving = [&](size_t n) { return (n_coming + static_cast<double>(n)) * link_ns; };
-    size_t     best   = 0;
-    double     least  = moving(pairs.size()) * kGain;
-    double     here   = 0.0;
-    for (size_t n = 1; n <= pairs.size(); ++n) {
-        here += pairs[n - 1] * ns_per_pair_;
-        const double both = std::max(here, moving(pairs.size() - n));
+    double moving = others * link_ns;
+    for (const Missing & m : missing) {
+        moving += m.unread * link_ns;
+    }
+    size_t best  = 0;
+    double least = moving * kGain;
+    double here  = 0.0;
+    for (size_t n = 1; n <= missing.size(); ++n) {
+        here += missing[n - 1].pairs * ns_per_pair_;
+        moving -= missing[n - 1].unread * link_ns;
+        const double both = std::max(here, moving);
         if (both < least) {
             least = both;
             best  = n;

@@ -19,9 +19,15 @@ class HostShare {
     void set_threads(int n) { n_threads_ = n; }
     int  threads() const { return n_threads_; }
 
-    // How many of the missing the CPU computes: the first ones. `pairs`: of each, in the order in which the CPU would take
-    // them. The link moves the others, `n_coming` more in any case, and takes `link_ns` for each; 0: nobody knows yet.
-    size_t how_many(const std::vector<uint32_t> & pairs, double n_coming, double link_ns);
+    struct Missing {
+        uint32_t expert;
+        uint32_t pairs;  // (token, rank) pairs that chose the expert
+        float    unread; // the part of it that the link has still to move, 0..1
+    };
+
+    // How many of the missing, in the order in which the CPU would take them, it computes: the first ones. The link moves the
+    // rest and as much as `others` experts besides, and takes `link_ns` for one; 0: nobody knows yet.
+    size_t how_many(const std::vector<Missing> & missing, double others, double link_ns);
     // So many pairs took so long.
     void computed(uint32_t n_pair, uint64_t ns);
 

@@ -33,17 +33,22 @@ LayerStep::LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> 
         } else {
             ++engine_.stats_.misses;
             event(number_, w.expert, PYE_EVENT_MISS, w.pairs);
-            if (prefetcher.adopt(layer, w.expert)) {
-                ++n_loading_;
-                adopted_.push_back(w.expert);
-            } else {
-                missing.push_back(w);
-            }
+            missing.push_back(w);
         }
     }
     if (elsewhere && !missing.empty()) {
-        elsewhere(&missing, n_loading_);
+        elsewhere(&missing);
     }
+    missing.erase(std::remove_if(missing.begin(), missing.end(),
+                                 [&](const Wanted & w) {
+                                     const bool comes = prefetcher.adopt(layer, w.expert);
+                                     n_loading_ += comes;
+                                     if (comes) {
+                                         adopted_.push_back(w.expert);
+                                     }
+                                     return comes;
+                                 }),
+                  missing.end());
     std::sort(missing.begin(), missing.end(), [](const Wanted & a, const Wanted & b) {
         return a.pairs != b.pairs ? a.pairs < b.pairs : a.expert > b.expert;
     });

@@ -19,8 +19,8 @@ class LayerStep {
   public:
     // Under the engine's lock, which must be held until destruction. Counts hits and misses, pins what is resident, starts
     // loading what is not, as far as slots go: members of the set that are not computed yet are never victims. `elsewhere`
-    // is shown those that must be loaded and how many are on their way, and takes away those that need no slot.
-    using Elsewhere = std::function<void(std::vector<Wanted> * missing, size_t n_coming)>;
+    // is shown those that are not here, also those on their way, and takes away those that need no slot.
+    using Elsewhere = std::function<void(std::vector<Wanted> * missing)>;
     LayerStep(Engine & engine, uint32_t layer, const std::vector<Wanted> & wanted, const Elsewhere & elsewhere = {});
     ~LayerStep(); // waits for loads under way, unpins
 
