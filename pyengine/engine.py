@@ -267,8 +267,11 @@ class ExpertEngine:
                     "ram_demotions",
                     "ram_fills",
                     "back_bytes",
+                    "host_pairs",
+                    "link_bytes_per_s",
                 )
             },
+            "host_seconds": raw["host_ns"] / 1e9,
             "expert_ffns": raw["steps_layers"],
             "passes": raw["passes"],
             "resident": raw["resident"],
@@ -281,6 +284,11 @@ class ExpertEngine:
             "layers": self._info.n_layer,
             "bundle": None if self._bundle is None else str(self._bundle),
         }
+
+    @property
+    def host_threads(self) -> int:
+        """Threads that compute experts beside a GPU; 0: none do."""
+        return 0 if self._gpu is None else self._gpu.host_threads
 
     @property
     def native(self) -> NativeEngine:

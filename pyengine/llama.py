@@ -318,7 +318,9 @@ class Llama(llama_cpp.Llama):
             (moved to them),
             link_seconds (summed over threads), syncs (waits for the GPU), begun_ahead (pieces of graphs, before it was
             known whether their experts are there), computed_again (of those: one was not), ram_hits (loads served by
-            the RAM tier), ram_resident, ram_slots, ram_budget_bytes.
+            the RAM tier), ram_resident, ram_slots, ram_budget_bytes, ram_demotions (experts copied back from VRAM),
+            back_bytes (by that), ram_fills (experts read ahead), host_pairs (token and rank of experts that the CPU
+            computed from RAM), host_seconds (in that), link_bytes_per_s (measured of late, while anything moved).
         """
         return self._engine.stats() if self._engine is not None else dict(_NO_STATS)
 
@@ -432,7 +434,8 @@ _NO_STATS: dict[str, Any] = {
             "guesses_right predict_seconds evictions bytes_read reads read_errors stall_seconds compute_seconds "
             "load_seconds io_seconds "
             "expert_ffns passes resident resident_bytes slots budget_bytes experts expert_bytes least_budget layers "
-            "link_bytes link_seconds syncs begun_ahead computed_again ram_hits ram_resident ram_slots ram_budget_bytes"
+            "link_bytes link_seconds syncs begun_ahead computed_again ram_hits ram_resident ram_slots ram_budget_bytes "
+            "ram_demotions ram_fills back_bytes host_pairs host_seconds link_bytes_per_s"
         ).split(),
         0,
     ),

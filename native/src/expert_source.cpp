@@ -72,7 +72,7 @@ void ExpertSource::load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Ur
         }
         room = ram_->claim(layer, expert);
         way  = room == nullptr ? Way::Past : Way::Through;
-    } else if (bundle_ && bundle_->repacked()) {
+    } else if (bundle_ && bundle_->repacked() && bundle_->has(layer, expert)) { // a record is a slot's image
         room = slots_(l.shape_class).at(slot);
     }
     const bool whole_in_place = bundle_ && bundle_->repacked();

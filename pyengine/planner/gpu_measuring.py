@@ -29,6 +29,7 @@ from pyengine.planning.shape import ModelShape
 
 if TYPE_CHECKING:
     from pyengine import Llama
+    from pyengine.engine import ExpertEngine
 
 #: Tokens of the steps that are measured, as far as a step is expected to take no longer than the patience.
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
@@ -74,6 +75,16 @@ def stream_tokens(n_expert: int, n_used: int) -> int:
     return math.ceil(_PAIRS_FOR_ALL * n_expert / n_used)
 
 
+@contextmanager
+def _all_moved(engine: ExpertEngine) -> Iterator[None]:
+    """No expert is computed by the CPU: what a miss costs is what moving it costs. In use it is that or less."""
+    engine.native.set_host_threads(0)
+    try:
+        yield
+    finally:
+        engine.native.set_host_threads(engine.host_threads)
+
+
 def costs_on_gpu(llm: Llama, shape: ModelShape) -> Costs:
     """Compute some steps; the context is empty afterwards, and the slots hold what it pleases. Takes some seconds.
 
@@ -89,7 +100,7 @@ def costs_on_gpu(llm: Llama, shape: ModelShape) -> Costs:
     info, stats = shape.info, llm.expert_stats()
     n_layer, n_used = info.n_layer, info.n_expert_used
     everything = stats["slots"] >= info.n_experts_total
-    with _replayed(llm, shape) as run:
+    with _replayed(llm, shape) as run, _all_moved(llm.engine):
         n_expert = min(c.n_expert for c in shape.classes)
         slots = shape.slots(int(stats["budget_bytes"]))
         room = min(n // len(c.layers) for n, c in zip(slots, shape.classes, strict=True))

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class RamBehind:
-    """Slots in RAM. What is read from disk passes through one; an expert that has come into VRAM is the first victim
-    here, until it leaves VRAM (native/src/ram_tier.h)."""
+    """Slots in RAM. What is read from disk takes one while there are empty ones; what leaves VRAM is copied back, in the
+    place of a copy of what is in VRAM if there is one, else of the oldest (native/src/ram_tier.h)."""
 
     def __init__(self, slots: int, resident: Iterable[int]) -> None:
         self._slots = slots
@@ -24,16 +24,16 @@ class RamBehind:
         if expert in self._above:
             self._above.move_to_end(expert)
             return True
-        if self._slots == 0:
-            return False
-        if len(self._needed) + len(self._above) >= self._slots:
-            (self._above or self._needed).popitem(last=False)
-        self._above[expert] = None
+        if len(self._needed) + len(self._above) < self._slots:
+            self._above[expert] = None
         return False
 
     def left_vram(self, expert: int) -> None:
-        if expert in self._above:
-            del self._above[expert]
+        if self._slots:
+            if expert in self._above:
+                del self._above[expert]
+            elif len(self._needed) + len(self._above) >= self._slots:
+                (self._above or self._needed).popitem(last=False)
             self._needed[expert] = None
 
 

@@ -23,7 +23,7 @@ from pyengine.planning.link import LinkSpeed
 from .conftest import Spoil
 
 GIB = 1 << 30
-CARD = Device("CUDA0", "a card", 23 * GIB, 24 * GIB, gpu=True, unified=False)
+CARD = Device("CUDA0", "a card", "", 23 * GIB, 24 * GIB, gpu=True, unified=False)
 SICK: dict[str, tuple[Any, Level, dict[str, str | None], dict[str, Any], str]] = {
     # name: check, level, files of /proc and /sys, other parts, what the finding says
     "swap in use": (

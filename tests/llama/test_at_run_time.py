@@ -60,6 +60,12 @@ KEYS = {
     "ram_resident": int,
     "ram_slots": int,
     "ram_budget_bytes": int,
+    "ram_demotions": int,
+    "ram_fills": int,
+    "back_bytes": int,
+    "host_pairs": int,
+    "host_seconds": float,
+    "link_bytes_per_s": int,
 }
 
 

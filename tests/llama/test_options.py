@@ -136,6 +136,7 @@ def test_a_model_without_experts_has_nothing_to_count_or_to_set(opened: Opened, 
     stats = llm.expert_stats()
     assert stats.pop("managed") is False
     assert stats.pop("hit_rate") is stats.pop("bundle") is stats.pop("gpu") is None
+    assert stats.pop("gpus") == ()
     assert set(stats.values()) == {0}
     assert llm.engine is None
     llm.set_ram_budget("50%")

@@ -78,8 +78,8 @@ def test_tokens_are_spread_over_as_many_experts_as_asked_for(llm: Llama, shape: 
 
 
 def test_a_model_is_measured(shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_PATIENCE_S", 0.2)
-    monkeypatch.setattr(measuring, "_REPEATS", 2)
+    monkeypatch.setattr(measuring, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(measuring, "REPEATS", 2)
     monkeypatch.setattr(measuring, "ROWS", (1, 2, 5))
     said: list[str] = []
     found = measure_costs(shape, MEASURED, said.append, bundle="off")

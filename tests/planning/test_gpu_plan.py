@@ -36,7 +36,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     """memory(free bytes): what the device says that it has."""
 
     def free(size: int, unified: bool = False) -> Device:
-        device = Device("CPU", "a small card", size, 24 << 30, gpu=True, unified=unified)
+        device = Device("CPU", "a small card", "", size, 24 << 30, gpu=True, unified=unified)
         monkeypatch.setattr(vram, "devices", lambda: [device])
         return device
 
