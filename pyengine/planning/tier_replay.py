@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class RamBehind:
-    """Slots in RAM. What is read from disk takes one while there are empty ones; what leaves VRAM is copied back, in the
+    """Slots in RAM. What is read from disk takes one while some are empty; what leaves VRAM is copied back, in the
     place of a copy of what is in VRAM if there is one, else of the oldest (native/src/ram_tier.h)."""
 
     def __init__(self, slots: int, resident: Iterable[int]) -> None:

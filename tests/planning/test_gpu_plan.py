@@ -152,11 +152,6 @@ def test_run_names_device_slots_and_link_and_warns_of_too_few(memory: Any, gener
     assert "link 25 GB/s" in json.loads(done.stdout)["engaged"] and "nothing stays" not in done.stderr
 
 
-def test_texts_at_once_are_not_planned_for_a_named_gpu() -> None:
-    done = plan("--batch")
-    assert done.exit_code == 2 and "--batch plans for the CPU" in done.stderr
-
-
 def test_the_link_is_measured_once_per_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
