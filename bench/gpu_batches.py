@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import llama_cpp  # before numpy: a llama.cpp that brings its own C++ library may take numpy's for it, and crash
 import numpy as np
 
 HEADER = (
@@ -33,8 +34,8 @@ HEADER = (
     *("link_gb_per_s", "limit_gb_per_s"),
 )
 STOCK = "ncmoe"
-#: Texts that the context has room for, tokens of a prompt, and steps of a kind before any counts.
-MOST, PROMPT, WARM_UP, LEAST = 64, 8, 3, 9
+#: Tokens of a prompt, and steps of a kind before any counts.
+PROMPT, WARM_UP, LEAST = 8, 3, 9
 #: What is computed of a text at most; its KV cells.
 ANSWER = 240
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, required=True, help="ids [token, layer, rank] in an npz")
     parser.add_argument("--shares", type=float, nargs="+", default=[25, 50], help="percent of the expert bytes in VRAM")
     parser.add_argument("--texts", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--most", type=int, default=64, help="texts that the context has room for")
     parser.add_argument("--seconds", type=float, default=3.0, help="of steps in a cell")
     parser.add_argument("--gpu", default="CUDA0")
     parser.add_argument("--ram", default="100%")
@@ -75,7 +77,8 @@ def main() -> None:
 def cells(given: argparse.Namespace, row: str, share: float) -> Any:
     """Figures of one process, as they come."""
     task = json.dumps({"row": row, "share": share})
-    process = subprocess.Popen([sys.executable, *sys.argv, "--worker", task], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-X", "faulthandler", *sys.argv, "--worker", task]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     end = time.monotonic() + given.limit
     try:
@@ -85,18 +88,20 @@ def cells(given: argparse.Namespace, row: str, share: float) -> Any:
             if time.monotonic() > end:
                 print(f"{row} {share}: cut after {given.limit:.0f} s", file=sys.stderr)
                 break
+        else:
+            code = process.wait()
+            if code:
+                print(f"{row} {share}: ended with {code}", file=sys.stderr)
     finally:
         process.kill()
-        code = process.wait()
-        if code > 0:
-            print(f"{row} {share}: ended with {code}", file=sys.stderr)
+        process.wait()
 
 
 class Texts:
     """Texts of one model, together.
 
     Args:
-        llm: with a context for MOST of them; ids: the experts of their tokens, [token, layer, rank].
+        llm: with a context for as many as any n; ids: the experts of their tokens, [token, layer, rank].
     """
 
     def __init__(self, llm: Any, ids: Any, seconds: float) -> None:
@@ -201,14 +206,14 @@ def worker(given: argparse.Namespace) -> None:
     with np.load(given.trace) as file:
         ids = file["ids"]
     llm = ours(given, task["share"])
-    plan = planned(llm, ids, given.link)
+    plan = planned(llm, ids, given)
     texts = Texts(llm, ids, given.seconds)
     for n in dict.fromkeys((*given.texts, plan["n"])):
         print("CELL " + json.dumps(texts.run(n, n == plan["n"], plan)), flush=True)
 
 
 def options(given: argparse.Namespace) -> dict[str, Any]:
-    n_ctx = -(-MOST * (PROMPT + ANSWER) // 256) * 256
+    n_ctx = -(-given.most * (PROMPT + ANSWER) // 256) * 256
     threads = {"n_threads": given.threads, "n_threads_batch": given.threads}
     return {"n_ctx": n_ctx, "n_batch": 512, "verbose": False} | threads
 
@@ -223,7 +228,7 @@ def ours(given: argparse.Namespace, share: float) -> Any:
         ram_budget=given.ram,
         policy="lfu",
         look_ahead="off",
-        n_sequences=MOST,
+        n_sequences=given.most,
         **options(given),
     )
     if llm.engine is None:
@@ -239,7 +244,7 @@ def ours(given: argparse.Namespace, share: float) -> Any:
     return llm
 
 
-def planned(llm: Any, ids: Any, link: float) -> dict[str, Any]:
+def planned(llm: Any, ids: Any, given: argparse.Namespace) -> dict[str, Any]:
     """Costs measured now, the trace's demand, and the number of texts that follows from them."""
     from pyengine.planner.batch_plan import shape_of
     from pyengine.planner.demand import Demand
@@ -255,18 +260,17 @@ def planned(llm: Any, ids: Any, link: float) -> dict[str, Any]:
     demand = Demand(routing, [c.layers for c in shape.classes], "lfu")
     work = Work(PROMPT, ANSWER)
     memory = Memory(1 << 50, 0, 0, int(stats["budget_bytes"]))
-    found = solve(costs, demand, shape, memory, work, most_sequences=MOST)
+    found = solve(costs, demand, shape, memory, work, most_sequences=given.most)
     for one in found.tried:
         print(f"n {one.n_sequences}: {one.step.total * 1e3:.1f} ms, {one.tokens_per_s:.1f} tok/s", file=sys.stderr)
     slots = shape.slots(int(stats["budget_bytes"]))
-    return {"costs": costs, "demand": demand, "n": found.n_sequences, "slots": slots, "limit": link}
+    return {"costs": costs, "demand": demand, "n": found.n_sequences, "slots": slots, "limit": given.link}
 
 
 def stock(given: argparse.Namespace, share: float) -> Any:
     """llama_cpp.Llama with several sequences, the experts of its first layers on the CPU, for a Scheduler."""
     import ctypes
 
-    import llama_cpp
     from batch_worker import stock_class
 
     from pyengine.planning.shape import read_shape
@@ -285,7 +289,7 @@ def stock(given: argparse.Namespace, share: float) -> Any:
         array[0].pattern = rf"blk\.({which})\.ffn_(up|down|gate|gate_up)_exps\.weight".encode()
         array[0].buft = lib.ggml_backend_cpu_buffer_type()
 
-    class Split(stock_class(MOST)):  # type: ignore[misc]
+    class Split(stock_class(given.most)):  # type: ignore[misc]
         # The base class builds and uses this in its __init__; the field is set as soon as it is there.
         @property
         def model_params(self) -> Any:

@@ -89,7 +89,9 @@ class Player:
         self._errors.seek(0)
         said = self._errors.read().strip().splitlines()
         self.end()
-        return GoneError(f"ended with {code}: {' / '.join(said[-4:])[-600:]}")
+        # What went wrong comes before the stack that a library prints.
+        wrong = next((said[i : i + 6] for i, line in enumerate(said) if "error" in line.lower()), said[-4:])
+        return GoneError(f"ended with {code}: {' / '.join(wrong)[:900]}")
 
 
 def start(rows: list[gpu_rows.Row], task: dict[str, Any]) -> list[Player]:

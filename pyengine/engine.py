@@ -74,7 +74,7 @@ class ExpertEngine:
         self._owner = os.getpid()
         self._wanted = ram_budget
         self._gpu = gpu
-        self._watch: PressureWatch | None = None
+        self._watches: list[PressureWatch] = []
         self._native = NativeEngine(path)
         try:
             info = self._native.info
@@ -127,12 +127,20 @@ class ExpertEngine:
             self._advise()
             if self._native.stats()["slots"] < self._info.n_experts_total:
                 self._native.fill_ram()
+            self._watch(vram.watches(self._native))
             return
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
         self._advise()
-        self._watch = PressureWatch(wanted, self._info.least_budget, self._apply)
-        self._watch.start()
+        self._watch([PressureWatch(wanted, self._info.least_budget, self._apply)])
+
+    def _watch(self, watches: list[PressureWatch]) -> None:
+        """These instead of those before."""
+        for watch in self._watches:
+            watch.stop()
+        self._watches = watches
+        for watch in watches:
+            watch.start()
 
     def _advise(self) -> None:
         """Policy and predictors, unless every expert has its slot: then there is nothing to choose. In VRAM all are
@@ -176,8 +184,12 @@ class ExpertEngine:
         if self._gpu is None:
             raise UsageError("no GPU is in use: experts are in RAM")
         gpu = replace(self._gpu, vram_budgets=vram.check_budgets(vram_budget, len(self._gpu.devices)))
-        vram.settle(self._native, gpu)
-        self._gpu = gpu
+        self._watch([])
+        try:
+            vram.settle(self._native, gpu)
+            self._gpu = gpu
+        finally:
+            self._watch(vram.watches(self._native))
         if self._native.stats()["slots"] >= self._info.n_experts_total:
             vram.fill(self._native, self._info)
 
@@ -188,10 +200,10 @@ class ExpertEngine:
             raise UsageError("with a GPU the RAM budget cannot be changed after loading; set_vram_budget() can")
         wanted = self._resolve(ram_budget)
         self._wanted = ram_budget
-        if self._watch is None:
+        if not self._watches:
             self._native.set_ram_budget(wanted)
-        else:
-            self._watch.set_wanted(wanted)
+        for watch in self._watches:
+            watch.set_wanted(wanted)
 
     def _apply(self, budget: int) -> None:
         """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold."""
@@ -314,9 +326,9 @@ class ExpertEngine:
 
     def close(self) -> None:
         """Stop watching and free the slots. Harmless when repeated, and in a forked child."""
-        if self._watch is not None and os.getpid() == self._owner:
-            self._watch.stop()
-        self._watch = None
+        if os.getpid() == self._owner:
+            self._watch([])
+        self._watches = []
         if self._auto is not None:
             self._auto.close()
         self._auto = None

@@ -15,6 +15,11 @@ _CALM = 10  # looks without shortage before the budget grows again
 _STEP = 0.25  # share of the missing budget that comes back per calm spell
 
 
+def half_the_reserve() -> int:
+    """Bytes. "auto" leaves the whole reserve free; half of it may be gone before anything is done."""
+    return reserve() // 2
+
+
 class PressureWatch:
     """Watches free memory on its own sleeping thread.
 
@@ -23,6 +28,9 @@ class PressureWatch:
         least: never go below, bytes.
         apply: called with the new budget in bytes when it must change.
         available: bytes that can still be taken without swapping.
+        floor: bytes of them that must stay free.
+        where: memory of what, for messages.
+        period: seconds between looks, if not a second.
     """
 
     def __init__(
@@ -31,11 +39,15 @@ class PressureWatch:
         least: int,
         apply: Callable[[int], None],
         available: Callable[[], int] = available_memory,
+        floor: Callable[[], int] = half_the_reserve,
+        where: str = "",
+        period: float | None = None,
     ) -> None:
         self._wanted = self._now = wanted
         self._least = least
         self._apply = apply
-        self._available = available
+        self._available, self._floor = available, floor
+        self._where, self._period = where, period
         self._calm = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -59,26 +71,27 @@ class PressureWatch:
     def look(self) -> None:
         """One look; the thread does this every second."""
         with self._lock:
-            floor = reserve() // 2  # "auto" leaves the whole reserve free; act when half of it is gone
+            floor = self._floor()
             spare = self._available() - floor
             if spare < 0 and self._now > self._least:
-                self._change(max(self._least, self._now + spare - floor // 2), "memory is short")
+                self._change(max(self._least, self._now + spare - floor // 2), "short")
                 self._calm = 0
             elif self._now < self._wanted and spare > floor:
                 self._calm += 1
                 if self._calm >= _CALM:
                     step = max(1, int(_STEP * (self._wanted - self._now)))
-                    self._change(min(self._wanted, self._now + min(step, spare - floor)), "memory is free again")
+                    self._change(min(self._wanted, self._now + min(step, spare - floor)), "free again")
                     self._calm = 0
             else:
                 self._calm = 0
 
     def _change(self, budget: int, why: str) -> None:
         if budget != self._now:
-            _log.warning("%s: expert budget %.1f -> %.1f MiB", why, self._now / 2**20, budget / 2**20)
+            place = f"{self._where} memory" if self._where else "memory"
+            _log.warning("%s is %s: expert budget %.1f -> %.1f MiB", place, why, self._now / 2**20, budget / 2**20)
             self._now = budget
             self._apply(budget)
 
     def _run(self) -> None:
-        while not self._stop.wait(_PERIOD):
+        while not self._stop.wait(_PERIOD if self._period is None else self._period):
             self.look()

@@ -12,12 +12,16 @@ import llama_cpp
 from pyengine.budget import Budget, available_memory, check_wording, reserve, resolve
 from pyengine.errors import BudgetError, UsageError
 from pyengine.native import Device, GpuPart, ModelInfo, NativeEngine, devices
+from pyengine.pressure import PressureWatch, half_the_reserve
 
 _log = logging.getLogger("pyengine")
 
 #: Left free on the GPU beside slots when the budget is "auto": what kernels take for themselves while they run, and
 #: other programs. A share of its memory, at least so many bytes.
 _SHARE_LEFT, _LEAST_LEFT = 0.05, 512 << 20
+
+#: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second.
+_PERIOD = 0.2
 
 #: If the GPU has less than it said, so much less is tried, until it fits.
 _LESS = 0.9
@@ -268,6 +272,32 @@ def fill(native: NativeEngine, info: ModelInfo) -> None:
     """Every expert has a slot: begin to load all of them, as far as they are absent."""
     for layer in range(info.n_layer):
         native.expect(layer, range(info.n_expert), keep=True)
+
+
+def watches(native: NativeEngine) -> list[PressureWatch]:
+    """One for each GPU with experts, not started: when others take its memory, experts give some of theirs, because
+    the kernels and the driver end the process if they get none."""
+    return [_watch(native, number, part) for number, part in enumerate(native.gpus()) if part.n_layer > 0]
+
+
+def _watch(native: NativeEngine, number: int, part: GpuPart) -> PressureWatch:
+    floor = half_the_reserve() if find(part.name).unified else _LEAST_LEFT // 2
+
+    def take(budget: int) -> None:
+        try:
+            _take(native, number, part, budget)
+        except MemoryError as error:  # the next token says so, too
+            _log.error("%s: %s", part.name, error)
+
+    return PressureWatch(
+        part.budget_bytes,
+        part.least_budget,
+        take,
+        lambda: find(part.name).free_bytes,
+        lambda: floor,
+        part.name,
+        _PERIOD,
+    )
 
 
 def places(parts: Sequence[GpuPart]) -> str:

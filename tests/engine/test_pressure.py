@@ -146,7 +146,7 @@ def test_each_change_says_why(caplog: pytest.LogCaptureFixture) -> None:
     machine.others = 0
     machine.look(10)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "memory is short" in caplog.text and "memory is free again" in caplog.text
+    assert "memory is short: " in caplog.text and "memory is free again" in caplog.text
 
 
 def test_the_thread_looks_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
