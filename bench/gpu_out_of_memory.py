@@ -24,8 +24,8 @@ from gpu_players import GoneError, Player
 
 from pyengine.bench.model_facts import read_facts
 
-#: More than that is garbage where all is computed on the GPU; where the CPU's kernels take part, 0.2 was seen, and numbers
-#: that have nothing to do with each other differ by more than 1.
+#: More than that is garbage where all is computed on the GPU. Where the CPU takes part 0.2 was seen; numbers that have
+#: nothing to do with each other differ by more than 1.
 _GPU_NMSE, _CPU_NMSE = 1e-6, 0.5
 
 _LIMIT_S = 90.0

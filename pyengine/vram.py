@@ -20,8 +20,9 @@ _log = logging.getLogger("pyengine")
 #: other programs. A share of its memory, at least so many bytes.
 _SHARE_LEFT, _LEAST_LEFT = 0.05, 512 << 20
 
-#: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second.
-_PERIOD = 0.2
+#: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second,
+#: and a kernel that finds none ends the process.
+_PERIOD = 0.05
 
 #: If the GPU has less than it said, so much less is tried, until it fits.
 _LESS = 0.9
