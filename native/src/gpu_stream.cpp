@@ -151,6 +151,11 @@ ggml_status GpuStream::compute(ggml_cgraph * graph) {
             engine->fail(PYE_E_MEMORY, "out of memory while computing experts");
         }
         return GGML_STATUS_ALLOC_FAILED;
+    } catch (const std::exception & e) { // llama.cpp's C cannot pass it on
+        if (engine != nullptr) {
+            engine->fail(PYE_E_STATE, e.what());
+        }
+        return GGML_STATUS_FAILED;
     }
 }
 
@@ -218,8 +223,12 @@ void GpuStream::run_token(ggml_cgraph * graph) {
         hear_router(i);
         heard = i;
         const PinnedInRam pinned(engine_->ram_.get(), chain.binding->layer, on_host_);
+        const PinnedInRam also_pinned(engine_->ram_.get(), chain.binding->layer, tried_);
         computing.emplace(*engine_, chain.binding->layer, wanted_,
                           [&](std::vector<Wanted> * missing) { share_out(i, missing); });
+        if (!tried_.empty()) { // meanwhile it comes, too
+            time_on_host(graph, i, tried_);
+        }
         const bool all_here = computing->all_resident();
         here                = kFading * here + (all_here && on_host_.empty() ? 1.0f - kFading : 0.0f);
         ++engine_->stats_.passes;
@@ -283,8 +292,12 @@ void GpuStream::run_tokens(ggml_cgraph * graph) {
         hear_router(i);
         heard = i;
         const PinnedInRam pinned(engine_->ram_.get(), chain.binding->layer, on_host_);
+        const PinnedInRam also_pinned(engine_->ram_.get(), chain.binding->layer, tried_);
         computing.emplace(*engine_, chain.binding->layer, wanted_,
                           [&](std::vector<Wanted> * missing) { share_out(i, missing); });
+        if (!tried_.empty()) { // meanwhile it comes, too
+            time_on_host(graph, i, tried_);
+        }
         if (!on_host_.empty()) {
             compute_on_host(graph, i);
         }
@@ -333,6 +346,7 @@ void GpuStream::choose_form(ggml_cgraph * graph) {
     // Where several tokens meet some experts, each time other slots are spanned.
     if (graph->uid == 0 || (!partly_.empty() && !alone_) || form != form_) {
         pieces_.clear();
+        form_.clear(); // if laying out fails, nothing is laid out
         lay_out(graph);
         form_ = form;
     }
@@ -819,7 +833,13 @@ void GpuStream::share_out(size_t i, std::vector<Wanted> * missing) {
     // Others must come from disk. What is moved for later layers is in their way, half done on average.
     const double others = static_cast<double>(missing->size() - candidates.size()) +
                           0.5 * static_cast<double>(engine_->prefetcher_->n_under_way());
-    const size_t n      = engine_->share_.how_many(candidates, others, move);
+    HostShare &  share  = engine_->share_;
+    if (!candidates.empty() && move > 0.0 && share.trial_due()) {
+        engine_->ram_->pin(layer, candidates[0].expert);
+        tried_.push_back(candidates[0].expert);
+        return;
+    }
+    const size_t n = share.how_many(candidates, others, move);
     for (size_t k = 0; k < n; ++k) {
         engine_->ram_->pin(layer, candidates[k].expert);
         on_host_.push_back(candidates[k].expert);
@@ -831,21 +851,26 @@ void GpuStream::share_out(size_t i, std::vector<Wanted> * missing) {
 
 // In host memory: rows_, in the order of on_host_ from then on.
 void GpuStream::compute_on_host(ggml_cgraph * graph, size_t i) {
+    const auto start = std::chrono::steady_clock::now();
+    engine_->stats_.host_pairs += time_on_host(graph, i, on_host_);
+    engine_->stats_.host_ns += nanoseconds_since(start);
+    engine_->timeline_.until_now(PYE_SPAN_COMPUTE, chains_[i].binding->layer, start);
+}
+
+// The rows of these experts, which get their order, to rows_. Returns how many.
+uint32_t GpuStream::time_on_host(ggml_cgraph * graph, size_t i, std::vector<uint32_t> & experts) {
     const auto                start = std::chrono::steady_clock::now();
     const FfnChain &          chain = chains_[i];
     std::vector<const char *> inputs(ffns_[i].inputs.begin(), ffns_[i].inputs.end());
     const Unpatched<Patched>  as_it_was(graph, chain.begin, chain.end, patched_);
-    on_host_        = host_ffn_.compute(chain, graph, *engine_->ram_, groups_, on_host_, inputs, rows_.base(),
+    experts         = host_ffn_.compute(chain, graph, *engine_->ram_, groups_, experts, inputs, rows_.base(),
                                         engine_->share_.threads());
     uint32_t n_pair = 0;
-    for (uint32_t e : on_host_) {
+    for (uint32_t e : experts) {
         n_pair += groups_.count(e);
     }
-    const uint64_t ns = nanoseconds_since(start);
-    engine_->share_.computed(n_pair, ns);
-    engine_->stats_.host_pairs += n_pair;
-    engine_->stats_.host_ns += ns;
-    engine_->timeline_.until_now(PYE_SPAN_COMPUTE, chain.binding->layer, start);
+    engine_->share_.computed(n_pair, nanoseconds_since(start));
+    return n_pair;
 }
 
 // The CPU's rows to where the GPU has put others.

@@ -25,9 +25,12 @@ class HostShare {
         float    unread; // the part of it that the link has still to move, 0..1
     };
 
+    // Whether the CPU shall compute an expert now to see how long it takes; what comes out is not used, so that a GPU
+    // which the CPU never helps gives the same bits in every run.
+    bool trial_due();
     // How many of the missing, in the order in which the CPU would take them, it computes: the first ones. The link moves the
-    // rest and as much as `others` experts besides, and takes `link_ns` for one; 0: nobody knows yet.
-    size_t how_many(const std::vector<Missing> & missing, double others, double link_ns);
+    // rest and as much as `others` experts besides, and takes `link_ns` for one.
+    size_t how_many(const std::vector<Missing> & missing, double others, double link_ns) const;
     // So many pairs took so long.
     void computed(uint32_t n_pair, uint64_t ns);
 

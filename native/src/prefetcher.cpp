@@ -432,8 +432,7 @@ void Prefetcher::promote(uint32_t layer, uint32_t expert) {
     SlotStore &    store  = store_of(layer);
     const uint32_t leaves = store.would_leave(dense(layer, expert));
     const bool better = leaves == SlotStore::kNone || store.priority(leaves) <= store.priority(dense(layer, expert));
-    if (getenv("PYE_NOPROMOTE") == nullptr && loads_.empty() && better &&
-        store.slot_of(dense(layer, expert)) == SlotStore::kNone) {
+    if (loads_.empty() && better && store.slot_of(dense(layer, expert)) == SlotStore::kNone) {
         begin(layer, expert, Keep, true);
     }
 }

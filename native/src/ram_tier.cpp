@@ -19,19 +19,13 @@ RamTier::RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::v
         }
         // A page more, so that slots begin at pages.
         const size_t size = index.classes[c].stride * n_slot[c] + platform::kPage;
-        k.buffer          = ggml_backend_buft_alloc_buffer(buft, size);
+        k.buffer.reset(ggml_backend_buft_alloc_buffer(buft, size));
         if (k.buffer == nullptr) {
             throw Error(PYE_E_MEMORY, "cannot take " + std::to_string(size) + " bytes of RAM for experts");
         }
         k.base = reinterpret_cast<uint8_t *>(
-            round_up(reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(k.buffer)), platform::kPage));
+            round_up(reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(k.buffer.get())), platform::kPage));
         k.store.resize(n_slot[c]);
-    }
-}
-
-RamTier::~RamTier() {
-    for (const Class & k : classes_) {
-        ggml_backend_buffer_free(k.buffer);
     }
 }
 
@@ -52,7 +46,7 @@ const uint8_t * RamTier::find(uint32_t layer, uint32_t expert) {
 
 RamSlots RamTier::slots(uint32_t layer) {
     const Class & k = class_of(layer);
-    return {index_.layers[layer], index_.classes[index_.layers[layer].shape_class].stride, k.base, k.buffer};
+    return {index_.layers[layer], index_.classes[index_.layers[layer].shape_class].stride, k.base, k.buffer.get()};
 }
 
 void RamTier::unpin(uint32_t layer, uint32_t expert) {

@@ -14,6 +14,7 @@
 
 #include "ggml-backend.h"
 
+#include <memory>
 #include <vector>
 
 namespace pye {
@@ -22,7 +23,6 @@ class RamTier {
   public:
     // Slots by shape class. Throws Error(PYE_E_MEMORY).
     RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::vector<uint32_t> & n_slot);
-    ~RamTier();
 
     RamTier(const RamTier &)             = delete;
     RamTier & operator=(const RamTier &) = delete;
@@ -59,11 +59,14 @@ class RamTier {
     uint64_t bytes() const; // of all slots
 
   private:
+    struct Free {
+        void operator()(ggml_backend_buffer_t b) const { ggml_backend_buffer_free(b); }
+    };
     struct Class {
-        SlotStore             store;
-        std::vector<uint8_t>  in_vram; // by expert
-        ggml_backend_buffer_t buffer = nullptr;
-        uint8_t *             base   = nullptr;
+        SlotStore                                  store;
+        std::vector<uint8_t>                       in_vram; // by expert
+        std::unique_ptr<ggml_backend_buffer, Free> buffer;
+        uint8_t *                                  base = nullptr;
     };
 
     Class &   class_of(uint32_t layer) { return classes_[index_.layers[layer].shape_class]; }

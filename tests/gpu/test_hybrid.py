@@ -15,7 +15,7 @@ from .placed import placed
 
 SCRIPT = random_script([1] * 24 + [2, 3, 8, 2, 40] + [1] * 8, N_VOCAB, seed=11)
 ALONE = 24  # tokens of the script that are computed one by one at first
-_SLOW = 20_000_000  # bytes per second, so that nothing is worth moving
+_SLOW = 2_000_000  # bytes per second, so that nothing is worth moving
 
 _NAMES = [name.replace("/", "-") for name in ARCHITECTURES]
 MODELS = sorted({*_NAMES[1::5], "gpt-oss", "many-experts", "llama-q4_0", "q4_k_m", "merged-deepseek2"})
@@ -31,10 +31,12 @@ def test_same_bits_with_a_part_on_the_cpu(model_id: str, generated_model: ModelF
         with placed(facts.path, share, ram_share, host_threads=2) as (engine, model), model.context(**how) as context:
             context.run(SCRIPT)  # what is read from disk passes through RAM
             engine.set_link_limit(_SLOW)
-            before = engine.stats()
-            context.clear()
-            got = context.run(SCRIPT)
-            after = engine.stats()
-        assert after["host_pairs"] > before["host_pairs"], "the CPU had no part in it"
+            for _ in range(8):  # it takes part once it has been timed in 16 steps that miss something
+                context.clear()
+                got = context.run(SCRIPT)
+                if engine.stats()["host_pairs"]:
+                    break
+            else:
+                pytest.fail("the CPU had no part in it")
         assert_same_bits(got[:ALONE], wanted[:ALONE])
         assert (error := nmse(got[ALONE:], wanted[ALONE:])) < 1e-6, f"NMSE {error:.2g} at {share}"
