@@ -67,7 +67,7 @@ def format_size(n_bytes: int) -> str:
 
 
 def consider(engine: ExpertEngine | None, model: Path, cap: str = DEFAULT_CAP) -> Offer | str:
-    """An offer to make a bundle, or the reason why there is none: no experts, one in use, nothing to gain, or no room.
+    """An offer to make a bundle, or the reason why there is none: no experts, a GPU, one in use, nothing to gain, or no room.
 
     Args:
         engine: of the loaded model.
@@ -81,6 +81,8 @@ def consider(engine: ExpertEngine | None, model: Path, cap: str = DEFAULT_CAP) -
     cap_bytes(cap, 0)  # a word that is not understood is worth saying in any case
     if engine is None:
         return "the model has no experts that pyengine manages"
+    if engine.gpu_devices:
+        return "bundles are in the layout of the CPU, and a GPU is in use"
     stats = engine.stats()
     if stats["bundle"] is not None:
         return "one is in use"

@@ -75,6 +75,7 @@ class ExpertEngine:
         self._wanted = ram_budget
         self._gpu = gpu
         self._watches: list[PressureWatch] = []
+        self._advised = False
         self._native = NativeEngine(path)
         try:
             info = self._native.info
@@ -124,14 +125,12 @@ class ExpertEngine:
         """Call once the model and its context are loaded: "auto" takes its memory, the pressure watch begins."""
         if self._gpu is not None:
             vram.settle(self._native, self._gpu)
-            self._advise()
-            if self._native.stats()["slots"] < self._info.n_experts_total:
-                self._native.fill_ram()
-            self._watch(vram.watches(self._native))
+            self._budget_changed()
+            self._watch(vram.watches(self._native, self._budget_changed))
             return
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
-        self._advise()
+        self._budget_changed()
         self._watch([PressureWatch(wanted, self._info.least_budget, self._apply)])
 
     def _watch(self, watches: list[PressureWatch]) -> None:
@@ -142,13 +141,20 @@ class ExpertEngine:
         for watch in watches:
             watch.start()
 
-    def _advise(self) -> None:
-        """Policy and predictors, unless every expert has its slot: then there is nothing to choose. In VRAM all are
-        loaded then: the GPU need not ask for ids once they are there."""
+    def _budget_changed(self) -> None:
+        """Policy and predictors, from the first time on that not every expert has its slot: until then there is nothing
+        to choose. On a GPU all are loaded while all have one, for it need not ask for ids then."""
         if self._native.stats()["slots"] >= self._info.n_experts_total:
             if self._gpu is not None:
                 vram.fill(self._native, self._info)
             return
+        if self._gpu is not None:
+            self._native.fill_ram()
+        if not self._advised:
+            self._advised = True
+            self._advise()
+
+    def _advise(self) -> None:
         if self._policy == "auto":
             self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path, self._learned)
         elif self._policy != "lru":  # the engine's own
@@ -189,9 +195,8 @@ class ExpertEngine:
             vram.settle(self._native, gpu)
             self._gpu = gpu
         finally:
-            self._watch(vram.watches(self._native))
-        if self._native.stats()["slots"] >= self._info.n_experts_total:
-            vram.fill(self._native, self._info)
+            self._watch(vram.watches(self._native, self._budget_changed))
+        self._budget_changed()
 
     def set_ram_budget(self, ram_budget: Budget) -> None:
         """Change the budget while the model runs. Raises BudgetError; UsageError with a GPU: RAM is taken once."""
@@ -201,7 +206,7 @@ class ExpertEngine:
         wanted = self._resolve(ram_budget)
         self._wanted = ram_budget
         if not self._watches:
-            self._native.set_ram_budget(wanted)
+            self._apply(wanted)
         for watch in self._watches:
             watch.set_wanted(wanted)
 
@@ -209,6 +214,7 @@ class ExpertEngine:
         """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold."""
         grows = budget > self._native.stats()["budget_bytes"]
         self._native.set_ram_budget(budget)
+        self._budget_changed()
         if grows and self._auto is not None:
             self._auto.refill()
 

@@ -12,7 +12,8 @@ _log = logging.getLogger("pyengine")
 
 _PERIOD = 1.0  # seconds between looks
 _CALM = 10  # looks without shortage before the budget grows again
-_STEP = 0.25  # share of the missing budget that comes back per calm spell
+_STEP = 0.25  # share of the wanted budget that comes back per calm spell
+_LEAST_STEP = 0.05  # no less than that: every change of a GPU's slots empties them
 
 
 def half_the_reserve() -> int:
@@ -76,14 +77,17 @@ class PressureWatch:
             if spare < 0 and self._now > self._least:
                 self._change(max(self._least, self._now + spare - floor // 2), "short")
                 self._calm = 0
-            elif self._now < self._wanted and spare > floor:
+            elif self._now < self._wanted and spare - floor >= self._step(_LEAST_STEP):
                 self._calm += 1
                 if self._calm >= _CALM:
-                    step = max(1, int(_STEP * (self._wanted - self._now)))
-                    self._change(min(self._wanted, self._now + min(step, spare - floor)), "free again")
+                    self._change(self._now + min(self._step(_STEP), spare - floor), "free again")
                     self._calm = 0
             else:
                 self._calm = 0
+
+    def _step(self, share: float) -> int:
+        """Of the wanted budget, or what is missing of it if that is less: the last steps must not be small ones."""
+        return min(self._wanted - self._now, max(1, int(share * self._wanted)))
 
     def _change(self, budget: int, why: str) -> None:
         if budget != self._now:

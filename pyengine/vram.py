@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import llama_cpp
@@ -275,18 +275,20 @@ def fill(native: NativeEngine, info: ModelInfo) -> None:
         native.expect(layer, range(info.n_expert), keep=True)
 
 
-def watches(native: NativeEngine) -> list[PressureWatch]:
+def watches(native: NativeEngine, changed: Callable[[], None]) -> list[PressureWatch]:
     """One for each GPU with experts, not started: when others take its memory, experts give some of theirs, because
-    the kernels and the driver end the process if they get none."""
-    return [_watch(native, number, part) for number, part in enumerate(native.gpus()) if part.n_layer > 0]
+    the kernels and the driver end the process if they get none. `changed` is called when it has happened, and when
+    they have taken some back."""
+    return [_watch(native, number, part, changed) for number, part in enumerate(native.gpus()) if part.n_layer > 0]
 
 
-def _watch(native: NativeEngine, number: int, part: GpuPart) -> PressureWatch:
+def _watch(native: NativeEngine, number: int, part: GpuPart, changed: Callable[[], None]) -> PressureWatch:
     floor = half_the_reserve() if find(part.name).unified else _LEAST_LEFT // 2
 
     def take(budget: int) -> None:
         try:
             _take(native, number, part, budget)
+            changed()
         except MemoryError as error:  # the next token says so, too
             _log.error("%s: %s", part.name, error)
 

@@ -110,6 +110,8 @@ def _room(options: ModelOptions) -> Room | None:
         shape = read_shape(path)
         if shape.info.architecture not in MANAGED:
             return None
+        if 0 < (options.gpu_layers or 0) < shape.info.n_layer:
+            return None  # how much of the rest goes to the GPU is llama.cpp's affair
         shape = on_device(shape, chosen.name)
         sizes = read_sizes(shape, flash_attn=bool(options.flash_attn))
     except (PyengineError, OSError):

@@ -91,9 +91,10 @@ def test_the_budget_comes_back_slowly_and_completely() -> None:
     machine.others = 0
     assert machine.look(9) == [], "first a calm spell"
     (first,) = machine.look()
-    assert first == low + (WANTED - low) // 4
+    assert first == low + WANTED // 4
     grown = machine.look(1000)
     assert grown == sorted(grown) and grown[-1] == WANTED
+    assert len(grown) <= 3, "each change empties a GPU's slots"
 
 
 def test_a_new_shortage_interrupts_the_calm() -> None:
@@ -119,6 +120,15 @@ def test_growing_never_brings_the_shortage_back() -> None:
         assert machine.look(200) == [], f"still moving with {others} used by others"
         if others <= 20_000 - WANTED - RESERVE - 1:
             assert settled == WANTED
+
+
+def test_a_little_memory_is_not_worth_a_change() -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    machine.others = 20_000 - machine.ours - 2 * FLOOR - WANTED // 20 + 1
+    assert machine.look(100) == []
+    machine.others -= 1
+    assert machine.look(100) != []
 
 
 def test_bounds_hold_whatever_others_do() -> None:

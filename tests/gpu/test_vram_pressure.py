@@ -15,6 +15,7 @@ from models.fixtures import ModelFactory
 from models.vocabulary import N_VOCAB
 
 from pyengine import Llama, vram
+from pyengine.background_bundle import consider
 from pyengine.native import Device, NativeEngine
 
 PROMPT, N_NEW = random_script([30], N_VOCAB, seed=12)[0], 12
@@ -104,3 +105,21 @@ def test_not_even_the_least_is_an_error_that_is_said(
         llama.reset()
         assert list(write(llama, PROMPT, N_NEW)) == wanted
     assert any("CPU: no memory" in record.getMessage() for record in caplog.records)
+
+
+def test_a_model_that_was_all_in_vram_gets_a_policy_when_it_shrinks(generated_model: ModelFactory) -> None:
+    with _open(str(generated_model("llama-q4_0").path), "100%") as llama:
+        wanted = list(write(llama, PROMPT, N_NEW))
+        assert llama.engine is not None and llama.engine.foresight == "off"
+        llama.set_vram_budget("50%")
+        assert llama.engine.policy != "auto" and llama.engine.foresight != "off"
+        llama.reset()
+        assert list(write(llama, PROMPT, N_NEW)) == wanted
+        llama.set_vram_budget("100%")
+        _write_until(llama, wanted, lambda: llama.expert_stats()["resident"] == llama.expert_stats()["experts"])
+
+
+def test_no_bundle_is_made_for_a_gpu(generated_model: ModelFactory) -> None:
+    path = generated_model("llama-q4_0").path
+    with _open(str(path), "50%") as llama:
+        assert "a GPU is in use" in str(consider(llama.engine, path))
