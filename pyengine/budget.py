@@ -33,6 +33,7 @@ def resolve(
     slot_bytes: int,
     least: int,
     available: int | None = None,
+    left: int | None = None,
     name: str = "ram_budget",
 ) -> int:
     """Bytes of slots for a budget as a user writes it.
@@ -41,7 +42,8 @@ def resolve(
         budget: "auto", a share of all experts ("50%"), a size ("2GiB", "700M"; units are powers of 1024) or bytes.
         slot_bytes: bytes that keep every expert resident.
         least: the smallest budget that works, bytes.
-        available: bytes that may be spent; only "auto" looks at it. None asks the system.
+        available: bytes that could be taken; only "auto" looks at it. None asks the system for those of RAM.
+        left: of them "auto" leaves so many. None: what RAM's reserve() is, and in a control group what choosing takes.
         name: of the budget, for messages.
 
     Raises:
@@ -51,7 +53,8 @@ def resolve(
     if wanted is None:
         if available is None:
             available = available_memory()
-        return max(least, _most_slots(slot_bytes, available - reserve()))
+        most = _most_slots(slot_bytes, available - reserve()) if left is None else min(slot_bytes, available - left)
+        return max(least, most)
     if wanted < least:
         raise BudgetError(f"{name} {budget!r} is {wanted:,} bytes; this model needs at least {least:,}")
     return min(wanted, slot_bytes)

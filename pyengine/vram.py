@@ -17,7 +17,7 @@ from pyengine.pressure import PressureWatch, half_the_reserve
 _log = logging.getLogger("pyengine")
 
 #: Left free on the GPU beside slots when the budget is "auto": what kernels take for themselves while they run, and
-#: other programs. A share of its memory, at least so many bytes.
+#: other programs. A share of its memory, at least so many bytes. Weights, KV cache and compute buffers come before.
 _SHARE_LEFT, _LEAST_LEFT = 0.05, 512 << 20
 
 #: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second,
@@ -180,7 +180,7 @@ def find(name: str) -> Device:
 
 
 def left_free(device: Device) -> int:
-    """Bytes that "auto" leaves free on the device."""
+    """Bytes that "auto" leaves free on the device; where its memory is the machine's, at least the machine's reserve."""
     return max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
 
 
@@ -212,8 +212,8 @@ def _wanted(parts: Sequence[GpuPart], gpus: Gpus) -> list[int]:
     if len(gpus.vram_budgets) == len(parts) or gpus.vram_budgets == ("auto",):
         each = gpus.vram_budgets * (len(parts) // len(gpus.vram_budgets))
         return [
-            resolve(budget, slot_bytes=part.slot_bytes, least=part.least_budget, available=available, name=_NAME)
-            for budget, part, available in zip(each, parts, room, strict=True)
+            resolve(budget, slot_bytes=part.slot_bytes, least=part.least_budget, available=spare, left=0, name=_NAME)
+            for budget, part, spare in zip(each, parts, room, strict=True)
         ]
     total = resolve(
         gpus.vram_budgets[0],

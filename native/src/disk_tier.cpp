@@ -169,9 +169,13 @@ void DiskTier::cancel(uint64_t tag) {
     if (found == loads_.end()) {
         return;
     }
-    Load *     load   = found->second;
+    drop(found->second, {&demand_, &prefetch_});
+}
+
+// Under the lock: what waits in these queues of a load is not read.
+void DiskTier::drop(Load * load, std::initializer_list<std::deque<Task> *> queues) {
     const auto unread = [load](const Task & task) { return task.load == load; };
-    for (std::deque<Task> * queue : {&demand_, &prefetch_}) {
+    for (std::deque<Task> * queue : queues) {
         const auto     from = std::remove_if(queue->begin(), queue->end(), unread);
         const uint32_t n    = static_cast<uint32_t>(queue->end() - from);
         queue->erase(from, queue->end());
@@ -237,15 +241,14 @@ bool DiskTier::load_poll(Landed * landed) {
     return true;
 }
 
-bool DiskTier::fill_wait(Landed * landed) {
+void DiskTier::fill_wait() {
     std::unique_lock<std::mutex> lock(mutex_);
     filled_.wait(lock, [this] { return !landed_fills_.empty() || n_fill_ == 0; });
-    if (landed_fills_.empty()) {
-        return false;
-    }
-    *landed = std::move(landed_fills_.front());
-    landed_fills_.pop_front();
-    return true;
+}
+
+size_t DiskTier::n_fill() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return n_fill_ + landed_fills_.size();
 }
 
 bool DiskTier::fill_poll(Landed * landed) {
@@ -268,6 +271,16 @@ void DiskTier::cancel_fills() {
             land(task.load);
         }
     }
+}
+
+void DiskTier::end_fill(uint64_t tag) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto                   found = loads_.find(tag);
+    if (found == loads_.end()) {
+        return;
+    }
+    drop(found->second, {&fill_});
+    filled_.wait(lock, [this, tag] { return loads_.count(tag) == 0; });
 }
 
 void DiskTier::run() {

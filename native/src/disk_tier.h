@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -93,10 +94,14 @@ class DiskTier {
     Landed load_wait();                // blocks; call only while loads are under way
     bool   load_poll(Landed * landed); // takes a finished load if there is one
 
-    // The same for fills, which land apart from the others. `wait` returns false if none is under way.
-    bool fill_wait(Landed * landed);
-    bool fill_poll(Landed * landed);
-    void cancel_fills(); // what is unread of them is not read
+    // The same for fills, which land apart from the others.
+    void   fill_wait(); // until one has landed that nobody has taken, or none is under way
+    bool   fill_poll(Landed * landed);
+    size_t n_fill();       // under way, or landed and not taken
+    void   cancel_fills(); // what is unread of them is not read
+    // The same for one of them; returns once it has landed, after the time of the pieces that are being read, if any. Nothing
+    // happens if it has landed.
+    void end_fill(uint64_t tag);
 
     // Synchronous, on the caller's thread. Throws Error(PYE_E_FILE).
     void read(const Segment & segment, uint64_t from, uint64_t size, void * to) const;
@@ -135,6 +140,7 @@ class DiskTier {
     void        land(Load * load);
     void        one(const Task & task, Buffer & buffer);
     std::string fetch(const Read & read, Buffer & buffer, const uint8_t ** bytes);
+    void        drop(Load * load, std::initializer_list<std::deque<Task> *> queues);
 
     std::vector<platform::File> files_;
     Place                       place_;

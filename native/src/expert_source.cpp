@@ -22,6 +22,7 @@ constexpr uint64_t kFill = uint64_t(1) << 63;
 // bandwidth: of 13 MB records, 256 KiB at a time came at 0.8 of the speed and took ten times the processor.
 constexpr uint64_t kChunk = 1 << 20;
 
+uint64_t fill_tag(uint32_t layer, uint32_t expert) { return kFill | uint64_t(layer) << 32 | expert; }
 uint32_t class_in(uint64_t tag) { return static_cast<uint32_t>(tag >> 32); }
 
 } // namespace
@@ -56,6 +57,10 @@ void ExpertSource::load_begin(uint32_t layer, uint32_t expert, uint32_t slot, Ur
     Whole               whole;
     uint8_t *           room = nullptr; // in RAM, on the way
     if (ram_ != nullptr) {
+        if (ram_->comes(layer, expert)) { // nobody waits for the quiet that reading ahead waits for
+            disk_->end_fill(fill_tag(layer, expert));
+            settle_fills();
+        }
         Way &           way  = ways_[l.shape_class][slot];
         const uint8_t * here = ram_->find(layer, expert); // before others take its slot
         demote(l.shape_class, slot);
@@ -140,8 +145,15 @@ bool ExpertSource::fill_begin() {
             }
         }
     }
-    disk_->load_begin(kFill | uint64_t(layer) << 32 | expert, std::move(pieces), Urgency::Fill, whole);
+    disk_->load_begin(fill_tag(layer, expert), std::move(pieces), Urgency::Fill, whole);
     return true;
+}
+
+void ExpertSource::settle_fills() {
+    DiskTier::Landed landed;
+    while (disk_->fill_poll(&landed)) {
+        fill_landed(landed);
+    }
 }
 
 void ExpertSource::fill_landed(const DiskTier::Landed & landed) {

@@ -45,9 +45,9 @@ class ExpertSource {
     // After a load has failed: true if there was another source and the load has begun again.
     bool load_again(uint32_t layer, uint32_t expert, uint32_t slot);
 
-    // Begin to read an expert into an empty slot in RAM; false: there is none, or nobody to read. Ends with fill_landed().
+    // Begin to read an expert into an empty slot in RAM; false: there is none, or nobody to read.
     bool fill_begin();
-    void fill_landed(const DiskTier::Landed & landed);
+    void settle_fills(); // what has been read is there from now on
 
     struct Counters {
         uint64_t demotions = 0, fills = 0;
@@ -60,6 +60,7 @@ class ExpertSource {
   private:
     uint64_t tag_of(uint32_t layer, uint32_t slot) const;
     void     demote(uint32_t shape_class, uint32_t slot);
+    void     fill_landed(const DiskTier::Landed & landed);
     // Reads of an expert's record or matrices, to `room` if that is not nullptr. With `small_pieces`, what is not needed at once
     // is read in pieces that others need not wait for long for.
     std::vector<Read> reads(uint32_t layer, uint32_t expert, uint8_t * room, bool small_pieces, Whole * whole);

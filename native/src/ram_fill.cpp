@@ -6,7 +6,7 @@ namespace pye {
 
 namespace {
 
-constexpr uint32_t kUnderWay = 4; // the disk must not wait for us while a token holds the lock
+constexpr size_t kUnderWay = 4; // the disk must not wait for us while a token holds the lock
 
 } // namespace
 
@@ -22,26 +22,20 @@ RamFill::~RamFill() {
 void RamFill::run() {
     platform::block_signals_in_this_thread();
     platform::name_this_thread("pye-fill");
-    uint32_t n_under_way = 0;
     for (;;) {
         {
             std::lock_guard<std::mutex> lock(engine_);
-            while (!stop_.load() && n_under_way < kUnderWay && source_.fill_begin()) {
-                ++n_under_way;
+            source_.settle_fills();
+            while (!stop_.load() && source_.disk().n_fill() < kUnderWay && source_.fill_begin()) {
+            }
+            if (source_.disk().n_fill() == 0) {
+                return;
             }
         }
         if (stop_.load()) { // after the last begin, so that nothing is left behind
             source_.disk().cancel_fills();
         }
-        DiskTier::Landed landed;
-        if (n_under_way == 0 || !source_.disk().fill_wait(&landed)) {
-            return;
-        }
-        std::lock_guard<std::mutex> lock(engine_);
-        do {
-            source_.fill_landed(landed);
-            --n_under_way;
-        } while (source_.disk().fill_poll(&landed));
+        source_.disk().fill_wait();
     }
 }
 

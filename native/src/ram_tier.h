@@ -32,6 +32,9 @@ class RamTier {
     void            unpin(uint32_t layer, uint32_t expert);
     void            pin(uint32_t layer, uint32_t expert) { find(layer, expert); }
     bool            holds(uint32_t layer, uint32_t expert) { return class_of(layer).store.ready(dense(layer, expert)); }
+    bool            comes(uint32_t layer, uint32_t expert) {
+        return slot_of(layer, expert) != SlotStore::kNone && !holds(layer, expert);
+    }
     uint32_t slot_of(uint32_t layer, uint32_t expert) { return class_of(layer).store.slot_of(dense(layer, expert)); }
     RamSlots slots(uint32_t layer); // of its shape class
     // An empty slot for an absent expert, whose bytes are written until arrived(); nullptr: it is here or coming, or there is

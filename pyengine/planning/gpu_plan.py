@@ -154,7 +154,8 @@ def make_gpu_plan(
             budget,
             slot_bytes=info.slot_bytes,
             least=info.least_budget,
-            available=room - left,
+            available=room,
+            left=left,
             name="vram_budget",
         )
         return _line(shape, str(budget), size, behind, size <= room, routing, link, measured)

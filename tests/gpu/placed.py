@@ -14,12 +14,19 @@ from pyengine.native import NativeEngine
 
 @contextlib.contextmanager
 def placed(
-    path: Path, share: float, ram_share: float = 1.0, split: Sequence[float] = (1.0,), host_threads: int = 0
+    path: Path,
+    share: float,
+    ram_share: float = 1.0,
+    split: Sequence[float] = (1.0,),
+    host_threads: int = 0,
+    bundle: Path | None = None,
 ) -> Iterator[Managed]:
     """Load a model with slots in "VRAM" for a share of its experts, and RAM for another; 0 is the least that works, of
     RAM none. split: of the layers, one for each "GPU". host_threads: that compute experts which are missing in VRAM."""
     engine = NativeEngine(path)
     try:
+        if bundle is not None:
+            engine.use_bundle(bundle)
         engine.use_gpus(["CPU"] * len(split), split)
         engine.start_on_gpu(bytes_for(engine, share), int(ram_share * engine.info.slot_bytes))
         engine.set_host_threads(host_threads)

@@ -4,9 +4,11 @@ logits are stock's whichever tier an expert came from."""
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles.making import make
 from engine.decoding import Model, random_script
 from engine.managed import MISS, assert_same_bits
 from models.fixtures import ModelFactory
@@ -75,6 +77,22 @@ def test_filled_ahead_nobody_waits_for_the_disk(generated_model: ModelFactory, w
     assert after["reads"] == before["reads"]
     assert after["ram_hits"] - before["ram_hits"] == after["misses"] + after["prefetches"]
     assert after["ram_demotions"] == 0
+
+
+def test_what_is_about_to_be_read_ahead_is_read_once(
+    generated_model: ModelFactory, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    """A token that needs it reads it, into RAM too, instead of beside it. An expert is one read here: a record."""
+    path, bundle = generated_model("many-experts").path, tmp_path / "raw.pyeb"
+    make(path, bundle, raw=True)
+    with placed(path, 0.0, 1.0, bundle=bundle) as (engine, model), model.context() as context:
+        got = [context.run(SCRIPT[:1])]  # the disk was not quiet just now
+        engine.fill_ram()
+        got.append(context.run(SCRIPT[1:]))
+        after = _filled(engine)
+    assert_same_bits(np.concatenate(got), wanted)
+    assert after["ram_fills"] < after["ram_slots"]
+    assert after["reads"] == after["ram_slots"] == after["ram_resident"]
 
 
 def test_the_best_are_filled_first(generated_model: ModelFactory) -> None:

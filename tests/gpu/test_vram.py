@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from models.fixtures import ModelFactory
 
-from pyengine import Llama, vram
+from pyengine import Llama, budget, vram
 from pyengine.errors import BudgetError, UsageError
 from pyengine.native import Device, NativeEngine
 
@@ -81,6 +82,33 @@ def test_a_gpu_with_less_memory_than_it_said_gets_fewer_slots(
         llama.eval([5])
         assert llama.expert_stats()["budget_bytes"] <= most[2] < most[1] < most[0]
     assert sum("has no" in record.message for record in caplog.records) == 2
+
+
+@pytest.mark.parametrize(("unified", "left"), [(False, 800 << 20), (True, 3 << 30)])
+def test_auto_leaves_what_kernels_take_and_the_hosts_reserve_only_where_memory_is_the_hosts(
+    generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, unified: bool, left: int
+) -> None:
+    path = generated_model("llama-q4_0").path
+    half = NativeEngine(path).info.slot_bytes // 2
+    device = Device("CPU", "a card", "", 0, 16_000 << 20, gpu=True, unified=unified)
+    for module in (budget, vram):
+        monkeypatch.setattr(module, "reserve", lambda: 3 << 30)
+    monkeypatch.setattr(budget, "_group_limits", lambda: True)  # where RAM leaves room for choosing, too
+
+    def now(name: str) -> Device:  # free is what slots have not taken
+        taken = engines[0].gpus()[0].budget_bytes if engines else 0
+        return replace(device, free_bytes=left + half - taken)
+
+    engines: list[NativeEngine] = []
+    start = NativeEngine.start_on_gpu
+    monkeypatch.setattr(
+        NativeEngine, "start_on_gpu", lambda self, *budgets: (start(self, *budgets), engines.append(self))[0]
+    )
+    monkeypatch.setattr(vram, "find", now)
+    with _open(path, vram_budget="auto") as llama:
+        stats = llama.expert_stats()
+        assert stats["slots"] == stats["experts"] // 2
+        llama.eval([5, 6])
 
 
 def test_with_unified_memory_there_is_one_copy(generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -665,12 +665,15 @@ TEST(fills_come_after_everything_and_land_apart) {
     q.begin(3, 1, Urgency::Demand);
     CHECK(tags(q.finish(3)) == (std::vector<uint64_t>{0, 3, 2}));
     DiskTier::Landed landed;
-    CHECK(q.tier.fill_wait(&landed));
+    q.tier.fill_wait();
+    CHECK_EQUAL(q.tier.n_fill(), 1u); // until it is taken
+    CHECK(q.tier.fill_poll(&landed));
+    CHECK_EQUAL(q.tier.n_fill(), 0u);
     CHECK_EQUAL(landed.tag, 1u);
     CHECK(landed.ok);
     CHECK(q.order == (std::vector<uint64_t>{0, 3, 2, 2, 1, 1}));
     CHECK(!q.tier.fill_poll(&landed));
-    CHECK(!q.tier.fill_wait(&landed)); // none is under way
+    q.tier.fill_wait(); // none is under way
     CHECK(!q.tier.load_poll(&landed));
 }
 
@@ -686,9 +689,57 @@ TEST(cancelled_fills_land_unread) {
         CHECK(landed.cancelled && !landed.ok);
         CHECK_EQUAL(landed.tag, tag);
     }
-    CHECK(!q.tier.fill_wait(&landed));
+    CHECK(!q.tier.fill_poll(&landed));
     CHECK(q.finish(1)[0].ok);
     CHECK_EQUAL(q.tier.counters().reads.load(), 1u);
+}
+
+TEST(one_fill_of_several_is_ended) {
+    Queue q;
+    q.begin(1, 2, Urgency::Fill);
+    q.begin(2, 2, Urgency::Fill);
+    q.tier.end_fill(1);
+    q.tier.end_fill(77); // nobody's
+    DiskTier::Landed landed;
+    CHECK(q.tier.fill_poll(&landed)); // at once, though something else is being read
+    CHECK_EQUAL(landed.tag, 1u);
+    CHECK(landed.cancelled && !landed.ok);
+    CHECK(!q.tier.fill_poll(&landed));
+    q.begin(1, 1, Urgency::Fill); // the tag is free again
+    CHECK(q.finish(1)[0].ok);
+    for (const uint64_t tag : {2u, 1u}) {
+        q.tier.end_fill(tag + 2); // nobody's
+        while (!q.tier.fill_poll(&landed)) {
+            q.tier.fill_wait();
+        }
+        CHECK_EQUAL(landed.tag, tag);
+        CHECK(landed.ok);
+    }
+    CHECK_EQUAL(q.tier.counters().reads.load(), 4u);
+}
+
+TEST(a_fill_is_ended_once_what_is_being_read_of_it_has_been) {
+    for (const uint32_t n_piece : {1u, 3u}) {
+        TemporaryFolder folder(".");
+        write_pattern(folder.file("a"), 0, 8 * kPage);
+        Gate              gate;
+        DiskTier          tier(one_file(platform::open_file(folder.file("a"))), kPage, 1,
+                               [&](uint64_t, uint32_t, const uint8_t *) { gate.wait_inside(); });
+        std::vector<Read> pieces(n_piece, Read{{0, 0, kPage}});
+        tier.load_begin(1, pieces, Urgency::Fill);
+        gate.await(1);
+        std::thread opener([&] {
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            gate.open();
+        });
+        tier.end_fill(1);
+        opener.join();
+        DiskTier::Landed landed;
+        CHECK(tier.fill_poll(&landed));
+        CHECK_EQUAL(landed.ok, n_piece == 1); // nothing was left to drop
+        CHECK_EQUAL(landed.cancelled, n_piece > 1);
+        CHECK_EQUAL(tier.counters().reads.load(), 1u);
+    }
 }
 
 TEST(a_load_in_pieces_is_checked_as_a_whole) {

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from models.fixtures import ModelFactory
 
-from pyengine import vram
+from pyengine import budget, vram
 from pyengine.cli import main
 from pyengine.native import Device, devices
 from pyengine.planning import gpu_probe, link
@@ -91,6 +91,18 @@ def test_times_add_up_and_name_their_bound(memory: Any) -> None:
     assert speeds[:5] == sorted(speeds[:5])
     assert report["chosen"]["budget"] == "auto" and report["chosen"]["slots"] == 960
     assert as_json("--ram-budget", "0")["budgets"][0]["in_ram"] == 0
+
+
+@pytest.mark.parametrize(("unified", "left"), [(False, 24 * 1024 * MIB // 20), (True, 3 << 30)])
+def test_auto_is_planned_as_it_is_taken(memory: Any, monkeypatch: pytest.MonkeyPatch, unified: bool, left: int) -> None:
+    for module in (budget, vram):
+        monkeypatch.setattr(module, "reserve", lambda: 3 << 30)
+    memory(4 << 30)
+    needs = sum(as_json("--no-probe")["gpu"][name] for name in ("dense_bytes", "kv_bytes", "compute_bytes"))
+    memory(left + needs + 30 * MIB, unified)
+    report = as_json("--no-probe")
+    assert report["gpu"]["left_bytes"] == left
+    assert report["chosen"]["vram_bytes"] == 30 * MIB and 0 < report["chosen"]["slots"] < 960
 
 
 def test_a_measurement_is_kept_and_damage_is_noticed(tmp_path: Path) -> None:
