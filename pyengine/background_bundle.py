@@ -67,7 +67,7 @@ def format_size(n_bytes: int) -> str:
 
 
 def consider(engine: ExpertEngine | None, model: Path, cap: str = DEFAULT_CAP) -> Offer | str:
-    """An offer to make a bundle, or the reason why there is none: no experts, a GPU, one in use, nothing to gain, no room.
+    """An offer to make a bundle, or why there is none: no experts, a GPU, one in use, nothing to gain, no room.
 
     Args:
         engine: of the loaded model.

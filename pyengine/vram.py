@@ -20,6 +20,10 @@ _log = logging.getLogger("pyengine")
 #: other programs. A share of its memory, at least so many bytes. Weights, KV cache and compute buffers come before.
 _SHARE_LEFT, _LEAST_LEFT = 0.05, 512 << 20
 
+#: Memory in which all experts certainly find room beside the rest of a model, its KV cache and buffers: so many times what
+#: experts take, and bytes besides.
+_AMPLE, _AMPLE_BYTES = 1.5, 4 << 30
+
 #: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second,
 #: and a kernel that finds none ends the process.
 _PERIOD = 0.05
@@ -180,21 +184,28 @@ def find(name: str) -> Device:
 
 
 def left_free(device: Device) -> int:
-    """Bytes that "auto" leaves free on the device; where its memory is the machine's, at least the machine's reserve."""
+    """Bytes that "auto" leaves free on the device; where memory is the machine's, the machine's reserve at least."""
     return max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
 
 
 def start(native: NativeEngine, gpus: Gpus) -> None:
     """The least in VRAM, for llama.cpp comes first there; the RAM tier as a whole. Raises BudgetError, MemoryError."""
     native.use_gpus(gpus.devices, gpus.shares, gpus.n_gpu_layers)
-    info = native.info
-    # What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory.
-    if all(find(name).unified for name in gpus.devices):
-        behind = 0
-    else:
-        behind = resolve(gpus.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
-    native.start_on_gpu(info.least_budget, behind)
+    native.start_on_gpu(native.info.least_budget, _behind(native.info, gpus))
     native.set_host_threads(gpus.host_threads)
+
+
+def _behind(info: ModelInfo, gpus: Gpus) -> int:
+    """Bytes of the RAM tier."""
+    found = [find(name) for name in gpus.devices]
+    # What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory.
+    if all(device.unified for device in found):
+        return 0
+    if gpus.ram_budget == "auto" and gpus.vram_budgets in (("auto",), ("100%",)) and gpus.n_gpu_layers < 0:
+        # Nobody knows yet what llama.cpp takes; if all fit beside much more than that, RAM would hold nothing.
+        if sum(device.free_bytes - left_free(device) for device in found) > _AMPLE * info.slot_bytes + _AMPLE_BYTES:
+            return 0
+    return resolve(gpus.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
 
 
 def settle(native: NativeEngine, gpus: Gpus) -> None:

@@ -111,6 +111,18 @@ def test_auto_leaves_what_kernels_take_and_the_hosts_reserve_only_where_memory_i
         llama.eval([5, 6])
 
 
+@pytest.mark.parametrize(("free", "ram_budget", "there"), [(16, "auto", False), (16, "100%", True), (2, "auto", True)])
+def test_no_ram_is_taken_behind_a_gpu_that_surely_holds_all(
+    generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, free: int, ram_budget: str, there: bool
+) -> None:
+    device = Device("CPU", "a card", "", free << 30, 16 << 30, gpu=True, unified=False)
+    monkeypatch.setattr(vram, "devices", lambda: [device])
+    with _open(generated_model("llama-q4_0").path, vram_budget="auto", ram_budget=ram_budget) as llama:
+        llama.eval([5, 6])
+        stats = llama.expert_stats()
+        assert stats["slots"] == stats["experts"] and (stats["ram_slots"] > 0) == there
+
+
 def test_with_unified_memory_there_is_one_copy(generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device("CPU", "a board", "", 8 << 30, 16 << 30, gpu=True, unified=True)
     monkeypatch.setattr(vram, "devices", lambda: [device])
