@@ -179,7 +179,7 @@ def find(name: str) -> Device:
 
 
 def left_free(device: Device) -> int:
-    """Bytes that "auto" leaves free on the device; where its memory is the machine's, at least the machine's reserve."""
+    """Bytes that "auto" leaves free on the device; at least the machine's reserve where its memory is the machine's."""
     return max(_LEAST_LEFT, int(_SHARE_LEFT * device.total_bytes), reserve() if device.unified else 0)
 
 
