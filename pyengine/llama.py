@@ -30,10 +30,11 @@ from pyengine.budget import Budget, check_wording
 from pyengine.bundled import bundled_model
 from pyengine.bundles import check_wording as check_bundle_wording
 from pyengine.engine import ExpertEngine, open_engine
-from pyengine.errors import ModelFileError, UsageError, one_line
+from pyengine.errors import ModelFileError, PyengineError, UsageError, one_line
 from pyengine.llama_log import errors_said
 from pyengine.native import ModelInfo
 from pyengine.one_user import OneUser
+from pyengine.planning.vram_needs import Context, Room, room_on
 from pyengine.policies import check_wording as check_policy_wording
 
 _log = logging.getLogger("pyengine")
@@ -85,7 +86,8 @@ class Llama(llama_cpp.Llama):
 
     Raises:
         ModelFileError: the file is missing, damaged, or of a kind llama.cpp does not know.
-        BudgetError: the budget is not understood or below the least this model needs.
+        BudgetError: the budget is not understood or below the least this model needs, or the context has no room beside
+            it in VRAM; the message says which one has.
         StaleBundleError: the bundle that was named does not fit.
         StartupError: the installed llama.cpp does not fit this package or this machine.
         TypeError: an unknown keyword.
@@ -108,6 +110,7 @@ class Llama(llama_cpp.Llama):
         **kwargs: Any,
     ) -> None:
         self._engaged = ""
+        room: Room | None = None
         self._ram_budget = ram_budget
         self._vram_budget = vram_budget
         self._gpu = gpu
@@ -145,7 +148,10 @@ class Llama(llama_cpp.Llama):
                     _split(kwargs),
                     host_threads=_host_threads(kwargs["n_threads"]) if hybrid else 0,
                 )
-                self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
+                if chosen is not None and (room := room_on(path, chosen, _context(kwargs, n_sequences))) is not None:
+                    room.check()
+                with _tight(room):
+                    self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
         try:
             if self._engine is not None:
                 if kwargs.get("lora_path"):
@@ -160,10 +166,13 @@ class Llama(llama_cpp.Llama):
                 self._overrides = self._buffer_overrides(self._engine)
                 self._devices = (ctypes.c_void_p * (len(self._engine.gpu_devices) + 1))(*self._engine.gpu_devices)
                 self._shares = (ctypes.c_float * llama_cpp.LLAMA_MAX_DEVICES)(*self._engine.gpu_shares)
-            self._load(path, kwargs)
+            with _tight(room):
+                self._load(path, kwargs)
             if self._engine is not None:
                 self._guard_decoding()
                 self._engine.settle()
+                if room is not None and (shortage := room.shortage(self._engine.stats()["slots"])):
+                    _log.warning("%s", shortage)
             as_asked = self._engine is not None or kwargs.get("vocab_only")
             _log.log(logging.INFO if as_asked else logging.WARNING, "%s", self.engaged)
         except BaseException:
@@ -392,6 +401,25 @@ def _reasons() -> Iterator[None]:
             if not said or type(error) not in (ModelFileError, ValueError):
                 raise
             raise type(error)(f"{error}: {_LOG_PREFIX.sub('', said[0])}") from error
+
+
+@contextlib.contextmanager
+def _tight(room: Room | None) -> Iterator[None]:
+    """Of a failure for want of memory llama.cpp says only that it failed; if there was hardly enough, say how much."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        ours = isinstance(error, PyengineError) and not isinstance(error, ModelFileError)
+        if ours or room is None or not room.tight:
+            raise
+        raise room.error() from error
+
+
+def _context(kwargs: dict[str, Any], n_sequences: int) -> Context:
+    """What llama_cpp.Llama was told about the context."""
+    names = ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "offload_kqv", "swa_full", "type_k", "type_v")
+    given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    return Context(n_sequences=n_sequences, **given)
 
 
 def _split(kwargs: dict[str, Any]) -> vram.Split:

@@ -20,8 +20,8 @@ _log = logging.getLogger("pyengine")
 #: other programs. A share of its memory, at least so many bytes. Weights, KV cache and compute buffers come before.
 _SHARE_LEFT, _LEAST_LEFT = 0.05, 512 << 20
 
-#: Memory in which all experts certainly find room beside the rest of a model, its KV cache and buffers: so many times what
-#: experts take, and bytes besides.
+#: Memory in which all experts certainly find room beside the rest of a model, its KV cache and buffers: so many times
+#: what experts take, and bytes besides.
 _AMPLE, _AMPLE_BYTES = 1.5, 4 << 30
 
 #: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second,
@@ -201,10 +201,11 @@ def _behind(info: ModelInfo, gpus: Gpus) -> int:
     # What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory.
     if all(device.unified for device in found):
         return 0
-    if gpus.ram_budget == "auto" and gpus.vram_budgets in (("auto",), ("100%",)) and gpus.n_gpu_layers < 0:
-        # Nobody knows yet what llama.cpp takes; if all fit beside much more than that, RAM would hold nothing.
-        if sum(device.free_bytes - left_free(device) for device in found) > _AMPLE * info.slot_bytes + _AMPLE_BYTES:
-            return 0
+    # Nobody knows yet what llama.cpp takes; if all fit beside much more than that, RAM would hold nothing.
+    free = sum(device.free_bytes - left_free(device) for device in found)
+    all_wanted = gpus.vram_budgets in (("auto",), ("100%",)) and gpus.n_gpu_layers < 0
+    if gpus.ram_budget == "auto" and all_wanted and free > _AMPLE * info.slot_bytes + _AMPLE_BYTES:
+        return 0
     return resolve(gpus.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
 
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyengine.cli.bundle_offer import bundle_made_meanwhile
@@ -16,7 +15,6 @@ from pyengine.cli.output import TerminalSpinner, notice
 
 if TYPE_CHECKING:
     from pyengine import Llama
-    from pyengine.planning.vram_needs import Room
 
 
 class PlainMessages(logging.Handler):
@@ -73,51 +71,10 @@ def _load(options: ModelOptions) -> tuple[Llama, float]:
     with spinner, exit_on_interrupt(spinner.restore_terminal):
         # Imported behind the spinner: numpy and llama.cpp's libraries take a noticeable part of a second.
         from pyengine import Llama
-        from pyengine.errors import ModelFileError, PyengineError
 
         started = time.perf_counter()
-        room = _room(options)
-        if room is not None:
-            room.check()
-        try:
-            llm = Llama(options.model, **options.arguments())
-        except (ValueError, MemoryError) as error:
-            ours = isinstance(error, PyengineError) and not isinstance(error, ModelFileError)
-            if room is not None and room.tight and not ours:
-                raise room.error() from error  # llama.cpp says only that it failed
-            raise
-        if room is not None and llm.engine is not None:
-            shortage = room.shortage(llm.expert_stats()["slots"])
-            if shortage:
-                logging.getLogger("pyengine").warning("%s", shortage)
+        llm = Llama(options.model, **options.arguments())
         return llm, time.perf_counter() - started
-
-
-def _room(options: ModelOptions) -> Room | None:
-    """What loading onto a GPU is about to take; None without one, or where loading itself will say what is wrong."""
-    from pyengine import bundled_model, startup, vram
-    from pyengine.architectures import MANAGED
-    from pyengine.errors import PyengineError
-    from pyengine.planning.shape import read_shape
-    from pyengine.planning.vram_needs import Room, on_device, read_sizes
-
-    startup.check()
-    try:
-        chosen = vram.choose("off" if options.gpu_layers == 0 else options.gpu, "auto", "auto")
-        if chosen is None:
-            return None
-        path = Path(options.model or bundled_model())
-        shape = read_shape(path)
-        if shape.info.architecture not in MANAGED:
-            return None
-        if 0 < (options.gpu_layers or 0) < shape.info.n_layer:
-            return None  # how much of the rest goes to the GPU is llama.cpp's affair
-        shape = on_device(shape, chosen.name)
-        sizes = read_sizes(shape, flash_attn=bool(options.flash_attn))
-    except (PyengineError, OSError):
-        return None
-    n_ctx = options.arguments()["n_ctx"] or shape.n_ctx_train
-    return Room(shape, sizes, n_ctx, vram.find(chosen.name))
 
 
 def engaged_line(llm: Llama) -> str:

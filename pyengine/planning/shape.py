@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,16 @@ from pyengine.planning.gguf_header import GgufHeader, Tensor, read_header, split
 
 _EXPERT_WEIGHT = re.compile(r"blk\.(\d+)\.ffn_(gate_up|gate|up|down)_exps\.weight")
 
-#: Bytes of an element of the KV cache, which llama_cpp makes of f16 unless told otherwise.
-_KV_ELEMENT = 2
+#: ggml's number of f16, of which llama_cpp makes the KV cache unless told otherwise.
+F16 = 1
+
+#: Bytes of an element of the types that it can be made of, by ggml's number: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0,
+#: iq4_nl.
+_KV_ELEMENT = {0: 4, F16: 2, 30: 2, 2: 18 / 32, 3: 20 / 32, 6: 22 / 32, 7: 24 / 32, 8: 34 / 32, 20: 18 / 32}
+
+#: Keep no cache, for they compute the whole text at once; or another than this arithmetic knows.
+_NO_CACHE = frozenset({"llada-moe", "nomic-bert-moe", "rnd1"})
+_OTHER_CACHE = frozenset({"deepseek4"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def read_shape(path: Path) -> ModelShape:
         path=path,
         info=info,
         classes=_classes(tensors),
-        kv_bytes_per_token=kv_bytes_per_token(header, arch),
+        kv_bytes_per_token=kv_bytes_per_token(header, arch, tensors),
         n_ctx_train=header.number(f"{arch}.context_length", 0),
     )
 
@@ -118,16 +127,32 @@ def _classes(tensors: list[Tensor]) -> tuple[ShapeClass, ...]:
     return tuple(classes)
 
 
-def kv_bytes_per_token(header: GgufHeader, arch: str) -> int:
-    """Bytes of f16 KV cache per token of context, from <arch>.block_count, attention.head_count(_kv), key_length and
-    value_length. With multi-head latent attention (attention.key_length_mla) the compressed keys are all there is."""
+def looks_back(header: GgufHeader, arch: str) -> bool:
+    """Whether its attention sees the tokens before, and none after (<arch>.attention.causal)."""
+    return arch not in _NO_CACHE and bool(header.number(f"{arch}.attention.causal", 1))
+
+
+def kv_bytes_per_token(
+    header: GgufHeader, arch: str, tensors: Iterable[Tensor] = (), type_k: int = F16, type_v: int = F16
+) -> int:
+    """Bytes of KV cache per token of context, from <arch>.block_count, attention.head_count(_kv), key_length and
+    value_length. With multi-head latent attention (attention.key_length_mla) the compressed keys are all there is;
+    layers of linear attention, which `tensors` show, keep none. 0 where it is not known."""
+    if arch in _NO_CACHE | _OTHER_CACHE:
+        return 0
     n_layer = header.number(f"{arch}.block_count", 0) - header.number(f"{arch}.nextn_predict_layers", 0)
     heads = header.per_layer(f"{arch}.attention.head_count", n_layer, 0)
-    kv_heads = [header.per_layer(f"{arch}.attention.head_count_kv", n_layer, own)[i] for i, own in enumerate(heads)]
+    names = {tensor.name for tensor in tensors}
+    kv_heads = [
+        0
+        if {f"blk.{i}.attn_gate.weight", f"blk.{i}.attn_qkv.weight"} <= names
+        else header.per_layer(f"{arch}.attention.head_count_kv", n_layer, own)[i]
+        for i, own in enumerate(heads)
+    ]
     width = header.number(f"{arch}.embedding_length", 0)
     plain = width // max(1, *heads, 1)
     key = header.number(f"{arch}.attention.key_length", plain)
     value = header.number(f"{arch}.attention.value_length", plain)
     if header.number(f"{arch}.attention.key_length_mla", 0):
         value = 0  # a view of the keys
-    return _KV_ELEMENT * sum(kv_heads) * (key + value)
+    return int(sum(kv_heads) * (key * _KV_ELEMENT.get(type_k, 0) + value * _KV_ELEMENT.get(type_v, 0)))

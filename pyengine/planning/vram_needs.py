@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from pyengine.errors import BudgetError
+from pyengine import vram
+from pyengine.architectures import MANAGED
+from pyengine.errors import BudgetError, PyengineError
 from pyengine.native import Device, NativeEngine
 from pyengine.planning.gguf_header import read_header, split_files
 from pyengine.planning.predict import MICRO_BATCH
-from pyengine.planning.shape import ModelShape, is_expert_weight
+from pyengine.planning.shape import F16, ModelShape, is_expert_weight, kv_bytes_per_token, looks_back, read_shape
 
 _F32 = 4
 
@@ -28,11 +31,33 @@ class VramNeeds:
     kv: int
     """KV cache of the whole context, f16"""
     compute: int
-    """estimated: activations of a micro-batch of 512 tokens, logits and attention scores among them"""
+    """estimated: activations of a micro-batch, logits and attention scores among them"""
+    scores: int
+    """of these the attention scores of one layer, which are there for sure"""
+
+    @property
+    def certain(self) -> int:
+        """No less than this much is taken."""
+        return self.dense + self.kv + self.scores
 
     @property
     def total(self) -> int:
         return self.dense + self.kv + self.compute
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an application asks of a context, by llama_cpp.Llama's names and with its defaults."""
+
+    n_ctx: int = 512
+    n_batch: int = 512
+    n_ubatch: int = MICRO_BATCH
+    n_sequences: int = 1
+    flash_attn: bool = False
+    offload_kqv: bool = True
+    swa_full: bool = True
+    type_k: int = F16
+    type_v: int = F16
 
 
 def on_device(shape: ModelShape, device: str) -> ModelShape:
@@ -54,21 +79,29 @@ class VramSizes:
 
     dense: int
     kv_per_token: int
+    states: int
+    """bytes that recurrent layers keep of all sequences, however long they are"""
     heads: int
     """attention heads of a layer, the most of any; 0 with flash attention, which keeps no scores"""
     widest: int
     """numbers per token where activations are widest, attention scores aside"""
     width: int
     """numbers per token between layers"""
+    micro_batch: int = MICRO_BATCH
+    """tokens computed at once"""
 
     def needs(self, n_ctx: int) -> VramNeeds:
         """For a context of `n_ctx` tokens."""
+        row = _F32 * min(self.micro_batch, n_ctx)  # bytes of one number of each token
         numbers = max(self.widest, self.heads * n_ctx + _ALIVE * self.width)
-        return VramNeeds(self.dense, n_ctx * self.kv_per_token, MICRO_BATCH * _F32 * numbers)
+        return VramNeeds(
+            self.dense, n_ctx * self.kv_per_token + self.states, row * numbers, scores=row * self.heads * n_ctx
+        )
 
 
-def read_sizes(shape: ModelShape, *, flash_attn: bool = False) -> VramSizes:
-    """From the file's tensors and <arch>.attention.head_count. Raises ModelFileError."""
+def read_sizes(shape: ModelShape, context: Context | None = None) -> VramSizes:
+    """From the file's tensors and keys; of `context` everything but n_ctx counts. Raises ModelFileError."""
+    context = context or Context()
     first = read_header(shape.path)
     headers = [first, *(read_header(path) for path in split_files(shape.path, first)[1:])]
     tensors = [tensor for header in headers for tensor in header.tensors]
@@ -76,16 +109,26 @@ def read_sizes(shape: ModelShape, *, flash_attn: bool = False) -> VramSizes:
     dense = sum(others.values())
     if "output.weight" in others:
         dense -= others.get("token_embd.weight", 0)
-    info = shape.info
-    heads = first.per_layer(f"{info.architecture}.attention.head_count", info.n_layer, 0)
+    info, arch = shape.info, shape.info.architecture
+    n_block = first.number(f"{arch}.block_count", info.n_layer)
+    heads = first.per_layer(f"{arch}.attention.head_count", n_block, 0)
+    kv = kv_bytes_per_token(first, arch, tensors, context.type_k, context.type_v)
+    # Of layers that look back a few tokens only so many are kept then; how many layers that are, no key says.
+    keeps_all = context.swa_full or not first.number(f"{arch}.attention.sliding_window", 0)
+    state = first.number(f"{arch}.ssm.state_size", 0) * first.number(f"{arch}.ssm.inner_size", 0)
+    n_recurrent = sum(t.name.endswith(".ssm_conv1d.weight") for t in tensors)
     vocabulary = max((t.shape[1] for t in tensors if t.name in ("output.weight", "token_embd.weight")), default=0)
     n_ff = max((t.shape[1] for t in tensors if is_expert_weight(t.name) and ".ffn_down_" not in t.name), default=0)
     return VramSizes(
         dense=dense,
-        kv_per_token=shape.kv_bytes_per_token,
-        heads=0 if flash_attn else max(heads, default=0),
+        kv_per_token=kv if keeps_all and context.offload_kqv else 0,
+        states=_F32 * state * n_recurrent * context.n_sequences if context.offload_kqv else 0,
+        heads=max(heads, default=0)
+        if context.offload_kqv and not context.flash_attn and looks_back(first, arch)
+        else 0,
         widest=max(vocabulary + info.n_embd, info.n_expert_used * (2 * n_ff + info.n_embd) + _ALIVE * info.n_embd),
         width=info.n_embd,
+        micro_batch=min(context.n_batch, context.n_ubatch),
     )
 
 
@@ -102,9 +145,9 @@ class Room:
 
     def check(self) -> None:
         """Raise BudgetError if the model cannot be loaded: the message has the numbers, and the largest context that
-        fits. Goes by what is certain of its needs; what kernels take is estimated."""
+        fits. Goes by what is certain of its needs; most of what kernels take is estimated."""
         needs = self.sizes.needs(self.n_ctx)
-        if needs.dense + needs.kv + self.shape.info.least_budget > self.device.free_bytes:
+        if needs.certain + self.shape.info.least_budget > self.device.free_bytes:
             raise self.error()
 
     @property
@@ -127,6 +170,21 @@ class Room:
             f"{self.device.name} has slots for {slots} experts, and a token uses {wanted}: nothing stays there from "
             f"one token to the next; of {free} that were free, a context of {self.n_ctx} tokens takes {kv}"
         )
+
+
+def room_on(path: Path, gpus: vram.Gpus, context: Context) -> Room | None:
+    """What loading a model with this context onto these GPUs is about to take. None where it is not known: experts stay
+    with stock llama.cpp, only some layers go to the GPUs, or loading itself will say what is wrong."""
+    try:
+        shape = read_shape(path)
+        n_block = read_header(path).number(f"{shape.info.architecture}.block_count", 0)
+        if shape.info.architecture not in MANAGED or 0 <= gpus.n_gpu_layers <= n_block:
+            return None
+        shape = on_device(shape, gpus.name)
+        sizes = read_sizes(shape, context)
+    except (PyengineError, OSError):
+        return None
+    return Room(shape, sizes, context.n_ctx or shape.n_ctx_train, vram.find(gpus.name))
 
 
 def no_room(shape: ModelShape, sizes: VramSizes, n_ctx: int, device: Device) -> BudgetError:
