@@ -70,6 +70,7 @@ def test_answers_to_other_prompts_are_an_error(invoke, answered):
         ["prompts.jsonl", "-o", "a", "-np", "0"],
         ["prompts.jsonl", "-o", "a", "-np", "many"],
         ["prompts.jsonl", "-o", "a", "-np", "257"],
+        ["prompts.jsonl", "-o", "a", "-np", "9", "-b", "8"],
         ["prompts.jsonl", "-o", "a", "-n", "0"],
         ["prompts.jsonl", "-o", "-", "--json"],
         ["prompts.jsonl", "-o", "a", "--overwrite", "--retry-failed"],
