@@ -162,6 +162,7 @@ def _answered(
     from pyengine.cli.output import notice
 
     if files.complete:
+        files.begin()
         return BatchSummary(lines=files.total, resumed=files.resumed)
     with opened(options) as (llm, _):
         notice(llm.engaged)
