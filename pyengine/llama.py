@@ -80,7 +80,8 @@ class Llama(llama_cpp.Llama):
             folder), "off" never does, a path names one that must fit. See gguf_tools bundle.
         policy: which experts stay in RAM: "auto", or a name in pyengine.policies.POLICIES.
         look_ahead: how to tell which experts come next, so that they are fetched ahead: "auto", "fate" or "off".
-        n_sequences: texts at once that share the context's n_ctx KV cells, for pyengine.sessions.
+        n_sequences: texts at once that share the context's n_ctx KV cells, for pyengine.sessions; at most
+            n_batch, which llama_cpp limits to n_ctx.
         **kwargs: everything llama_cpp.Llama takes. Differences: verbose is False and n_threads all cores by default;
             use_mmap and use_mlock do not concern experts; unknown keywords are errors.
 
@@ -90,6 +91,7 @@ class Llama(llama_cpp.Llama):
             it in VRAM; the message says which one has.
         StaleBundleError: the bundle that was named does not fit.
         StartupError: the installed llama.cpp does not fit this package or this machine.
+        ValueError: a number out of its range.
         TypeError: an unknown keyword.
     """
 
@@ -225,6 +227,22 @@ class Llama(llama_cpp.Llama):
         value.n_seq_max = self._n_sequences
         value.kv_unified = self._n_sequences > 1  # else each has but its share of n_ctx, and no cell is shared
         self._context = value
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens of one call into llama.cpp."""
+        return self._n_batch
+
+    @n_batch.setter
+    def n_batch(self, value: int) -> None:
+        # llama.cpp reserves an output for each sequence, and ends the process if a batch has fewer. 0: not known yet,
+        # because n_ctx is to be the model's own.
+        if 0 < value < self._n_sequences:
+            raise ValueError(
+                f"n_sequences={self._n_sequences} needs n_batch and n_ctx of at least {self._n_sequences}, and the "
+                f"smaller one is {value}"
+            )
+        self._n_batch = value
 
     @staticmethod
     def _buffer_overrides(engine: ExpertEngine) -> Any:

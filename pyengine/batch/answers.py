@@ -1,7 +1,8 @@
 """The answers file: appended to line by line, safe against a crash at any moment, owned by one process.
 
 An answer is written with one call and never changed. What a crash can leave behind is therefore a last line without an
-end; it is cut off at the next start, and its line is answered anew.
+end; it is cut off by the next run, and its line is answered anew. Nothing is cut before there is an answer to write: a
+run that turns out to be impossible leaves the file as it was.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class AnswersError(UsageError):
 
 @dataclass
 class Answered:
-    """What an answers file holds already, by number of the input's line."""
+    """What an answers file holds already that is kept, by number of the input's line."""
 
     digests: dict[int, str] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
@@ -44,7 +45,7 @@ class AnswersFile:
     """An answers file that is open for appending; nobody else can open it so meanwhile.
 
     Attributes:
-        answered: what it held when it was opened.
+        answered: what it held when it was opened, without what is to be forgotten.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, retry_failed: bool = False) -> None:
@@ -62,13 +63,14 @@ class AnswersFile:
         self._descriptor = _locked(path)
         self._synced_at = time.monotonic()
         self._pending = False
+        self._begun = False
+        self._forgotten: set[int] = set()
         try:
-            if overwrite:
-                os.ftruncate(self._descriptor, 0)
-            self.answered, length = _read(path, self._descriptor)
-            os.ftruncate(self._descriptor, length)  # cuts off a torn line
-            if retry_failed and self.answered.failed:
-                self._drop_failed()
+            self.answered, self._kept = (Answered(), 0) if overwrite else _read(path, self._descriptor)
+            if retry_failed:
+                self._forgotten, self.answered.failed = self.answered.failed, set()
+                for line in self._forgotten:
+                    del self.answered.digests[line]
             if self._made:
                 _sync_folder(path)
         except BaseException:
@@ -81,8 +83,18 @@ class AnswersFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def begin(self) -> None:
+        """Cut off what is to be forgotten, and a torn line. add() does it, too; beginning again does nothing."""
+        if self._begun:
+            return
+        os.ftruncate(self._descriptor, self._kept)
+        if self._forgotten:
+            self._drop_forgotten()
+        self._begun = True
+
     def add(self, answer: dict[str, Any]) -> None:
         """Append one answer. Raises OSError if it cannot be written; what was there before stays whole."""
+        self.begin()
         data = json_line(answer)
         length = os.fstat(self._descriptor).st_size
         rest = memoryview(data)
@@ -119,17 +131,16 @@ class AnswersFile:
         self._pending = False
         self._synced_at = time.monotonic()
 
-    def _drop_failed(self) -> None:
-        """Put a file without the error lines in the place of this one; readers of the old one are not disturbed."""
+    def _drop_forgotten(self) -> None:
+        """Put a file without these lines in the place of this one; readers of the old one are not disturbed."""
         with written_whole(self._path) as file, open(self._path, "rb") as old:
             for data in old:
                 place = split_key(json.loads(data)["id"])
-                if place is not None and place[0] not in self.answered.failed:
+                if place is not None and place[0] not in self._forgotten:
                     file.write(data)
         os.close(self._descriptor)
         self._descriptor = -1
         self._descriptor = _locked(self._path)
-        self.answered, _ = _read(self._path, self._descriptor)
 
 
 class AnswersStream:
@@ -138,6 +149,9 @@ class AnswersStream:
     def __init__(self, file: BinaryIO) -> None:
         self.answered = Answered()
         self._file = file
+
+    def begin(self) -> None:
+        """Nothing was there."""
 
     def add(self, answer: dict[str, Any]) -> None:
         """Write one answer. Raises OSError, also when the reader went away."""

@@ -37,6 +37,10 @@ class BatchFiles:
         for line in read_lines(self._prompts):
             yield line, line.number in done
 
+    def begin(self) -> None:
+        """Cut off what overwrite or retry_failed is to forget; the first answer does it, too. Raises OSError."""
+        self._answers.begin()
+
     def add(self, answer: dict[str, Any]) -> None:
         """Append an answer. Raises OSError."""
         self._answers.add(answer)

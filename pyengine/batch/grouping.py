@@ -91,8 +91,10 @@ def choose_parallel(asked: int | None, n_sequences: int, n_cells: int, prompts: 
         UsageError: the model was opened for fewer sequences than asked for.
     """
     if asked is not None:
-        if not 1 <= asked <= n_sequences:
-            raise UsageError(f"{asked} lines at once need a model opened with n_sequences={2 * asked}")
+        if asked < 1:
+            raise UsageError(f"parallel must be at least 1, and is {asked}")
+        if asked > n_sequences:
+            raise UsageError(f"{asked} lines at once need a model opened with n_sequences={asked} or more")
         return asked
     if not prompts:
         return 1

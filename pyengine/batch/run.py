@@ -62,8 +62,8 @@ def run_batch(
             chooses, where a plan is worth its time (see pyengine.batch.course).
         sampling: for what a line leaves open. Without a seed, one is drawn; each line has its own, from it and its line
             number.
-        overwrite: begin anew.
-        retry_failed: forget error lines, and try their lines again.
+        overwrite: begin anew. What the file held is kept until there is a first answer to write.
+        retry_failed: forget error lines, and try their lines again; they are kept as long, too.
         window: lines that are in memory and grouped by how they begin.
         progress: called after each step, from this thread, with the figures so far.
         stop: asked after each step; True ends the batch, with what is finished in the answers.
@@ -144,6 +144,8 @@ class _Batch:
                     summary.running_tokens = sum(len(session.tokens) for session in self._under_way)
                     progress(summary)
                     summary.interrupted = summary.interrupted or stop()
+                if not summary.interrupted:
+                    self._files.begin()  # no line may have been left to answer
             finally:
                 summary.seconds = time.monotonic() - started
                 summary.running_tokens = 0

@@ -95,13 +95,14 @@ def command(
     if n_predict == 0:
         raise click.UsageError("-n/--n-predict must be at least 1, or -1.")
     _refuse_samplers_of_one_text()
+    options = _ManySequences(**vars(model_options), n_sequences=_sequences(model_options, parallel))
 
     from pyengine.batch import open_batch
 
     source: Path | BinaryIO = sys.stdin.buffer if stdin else prompts
     target: Path | BinaryIO = sys.stdout.buffer if stdout else output
     with open_batch(source, target, overwrite=overwrite, retry_failed=retry_failed) as files:
-        summary = _answered(files, model_options, parallel, _sampling_params(sampling, n_predict))
+        summary = _answered(files, options, parallel, _sampling_params(sampling, n_predict))
         _tell(summary, as_json)
     if summary.interrupted:
         from pyengine.cli.output import notice
@@ -109,6 +110,21 @@ def command(
         kept = f"what is finished is in {output}"
         notice(f"stopped; {kept}" + ("" if stdin or stdout else ", and the same command goes on from there"))
         raise KeyboardInterrupt
+
+
+def _sequences(options: ModelOptions, parallel: int | None) -> int:
+    """For how many texts to open the model: a call into llama.cpp has a token of each.
+
+    Raises:
+        click.UsageError: -b leaves no room for --parallel.
+    """
+    from pyengine.batch.grouping import MOST_AT_ONCE
+
+    most = min(options.batch_size or _MOST_SEQUENCES, _MOST_SEQUENCES)
+    if parallel is not None and parallel > most:
+        raise click.UsageError(f"-np/--parallel {parallel} needs a -b/--batch-size of at least {parallel}.")
+    # As many again for beginnings that are kept.
+    return min(2 * (parallel or MOST_AT_ONCE), most)
 
 
 def _refuse_samplers_of_one_text() -> None:
@@ -136,21 +152,19 @@ def _sampling_params(sampling: Sampling, n_predict: int) -> SamplingParams:
 
 
 def _answered(
-    files: BatchFiles, model_options: ModelOptions, parallel: int | None, sampling: SamplingParams
+    files: BatchFiles, options: _ManySequences, parallel: int | None, sampling: SamplingParams
 ) -> BatchSummary:
     """Load the model, unless there is nothing to do, and answer."""
     from pyengine.batch import BatchSummary, answer_files
-    from pyengine.batch.grouping import MOST_AT_ONCE
     from pyengine.cli.batch_progress import shown_progress
     from pyengine.cli.interrupt import StopRequest
     from pyengine.cli.loading import opened
     from pyengine.cli.output import notice
 
     if files.complete:
+        files.begin()
         return BatchSummary(lines=files.total, resumed=files.resumed)
-    # As many again for beginnings that are kept.
-    many = _ManySequences(**vars(model_options), n_sequences=min(2 * (parallel or MOST_AT_ONCE), _MOST_SEQUENCES))
-    with opened(many) as (llm, _):
+    with opened(options) as (llm, _):
         notice(llm.engaged)
         with StopRequest(llm) as stop, shown_progress() as show:
 

@@ -67,7 +67,7 @@ class Scheduler:
         if prompt_chunk is not None and prompt_chunk < 1:
             raise UsageError(f"prompt_chunk must be at least 1, and is {prompt_chunk}")
         self._cells = KvCells(llama)
-        most = min(self._cells.n_sequences, llama.n_batch)
+        most = self._cells.n_sequences
         if max_sequences is None:
             max_sequences = most if prefixes is None else max(1, most // 2)
         if not 1 <= max_sequences <= most:

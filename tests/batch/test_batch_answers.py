@@ -62,7 +62,8 @@ def test_zeros_that_a_power_failure_left_are_cut_off(path):
     write(path, entry(1))
     whole = path.read_bytes()
     path.write_bytes(whole + bytes(100))
-    write(path)
+    with AnswersFile(path) as answers:
+        answers.begin()
     assert path.read_bytes() == whole
 
 
@@ -115,10 +116,26 @@ def test_a_second_writer_is_refused_even_in_another_process(path):
     assert len(keys(path)) == 2
 
 
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"retry_failed": True}])
+def test_nothing_is_cut_before_there_is_an_answer(path, options):
+    write(path, entry(1), entry(2, error=FAILED), entry(3))
+    path.write_bytes(path.read_bytes()[:-5])
+    before = path.read_bytes()
+    with AnswersFile(path, **options) as answers:
+        assert path.read_bytes() == before
+    assert path.read_bytes() == before
+    with AnswersFile(path, **options) as answers:
+        kept = list(answers.answered.digests)
+        answers.add(entry(4))
+    assert keys(path) == [entry(number)["id"] for number in (*kept, 4)]
+    assert kept == {"overwrite": [], "retry_failed": [1]}.get(next(iter(options), ""), [1, 2])
+
+
 def test_the_file_that_retrying_puts_in_place_is_locked_too(path):
     write(path, entry(1), entry(2, error=FAILED), entry(3))
     with AnswersFile(path, retry_failed=True) as answers:
         assert list(answers.answered.digests) == [1, 3]
+        answers.begin()
         with pytest.raises(AnswersError, match="in use"):
             AnswersFile(path)
         answers.add(entry(2))

@@ -62,6 +62,34 @@ def test_answers_to_other_prompts_are_an_error(invoke, answered):
     assert "answers.jsonl does not belong to prompts.jsonl as it is now: line 1" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--overwrite", "--retry-failed"])
+def test_a_run_that_is_impossible_costs_no_answer(invoke, answered, option):
+    """Both lines of the file are error lines."""
+    before = answered[1].read_bytes()
+    done = invoke("prompts.jsonl", "-o", "answers.jsonl", option, "-m", "no-such-model.gguf")
+    assert done.exit_code == 1 and "no-such-model.gguf" in done.stderr
+    assert answered[1].read_bytes() == before
+
+
+def test_retrying_the_lines_of_another_prompts_file_costs_no_answer(invoke, answered, tmp_path):
+    with open_batch(*answered, overwrite=True) as files:
+        lines = [line for line, _ in files.lines()]
+        files.add({"id": lines[0].key, "custom_id": "a", "response": None, "error": None})
+        files.add({"id": lines[1].key, "custom_id": "b", "response": None, "error": {"code": "c", "message": "m"}})
+    before = answered[1].read_bytes()
+    (tmp_path / "others.jsonl").write_text('{"prompt": "x"}\n{"prompt": "b"}\n')
+    done = invoke("others.jsonl", "-o", "answers.jsonl", "--retry-failed")
+    assert done.exit_code == 1 and "does not belong to others.jsonl" in done.stderr
+    assert answered[1].read_bytes() == before
+
+
+def test_beginning_anew_without_prompts_leaves_no_answers(invoke, answered):
+    answered[0].write_text("")
+    done = invoke("prompts.jsonl", "-o", "answers.jsonl", "--overwrite", "-m", "no-such-model.gguf")
+    assert done.exit_code == 0
+    assert answered[1].read_bytes() == b""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -70,6 +98,7 @@ def test_answers_to_other_prompts_are_an_error(invoke, answered):
         ["prompts.jsonl", "-o", "a", "-np", "0"],
         ["prompts.jsonl", "-o", "a", "-np", "many"],
         ["prompts.jsonl", "-o", "a", "-np", "257"],
+        ["prompts.jsonl", "-o", "a", "-np", "9", "-b", "8"],
         ["prompts.jsonl", "-o", "a", "-n", "0"],
         ["prompts.jsonl", "-o", "-", "--json"],
         ["prompts.jsonl", "-o", "a", "--overwrite", "--retry-failed"],

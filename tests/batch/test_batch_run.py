@@ -204,8 +204,18 @@ def test_a_computation_that_fails_ends_the_batch_and_costs_no_answer(llm, files,
 
 
 def test_more_at_once_than_the_model_was_opened_for(llm, files):
-    with pytest.raises(UsageError, match="n_sequences=18"):
+    with pytest.raises(UsageError, match="n_sequences=9 or more"):
         run_batch(llm, *files, parallel=9)
+
+
+@pytest.mark.parametrize("options", [["-b", "8"], ["-b", "1"], ["-b", "6", "-np", "4"]])
+def test_fewer_tokens_in_a_call_than_lines_are_fewer_lines_at_once(files, options):
+    prompts, path = files
+    command = [sys.executable, "-m", "pyengine", "batch", str(prompts), "-o", str(path), "-n", "2", "-t", "1"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYENGINE_")}
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [answer["error"] for answer in read(path)] == [None] * 4
 
 
 def test_a_killed_batch_is_completed_with_every_line_once(llm, files):

@@ -64,6 +64,6 @@ def test_as_many_at_once_as_fit(n_sequences, n_cells, n_prompts, expected):
 
 def test_what_is_asked_for_is_done_or_refused():
     assert choose_parallel(5, 8, 10, []) == 5
-    for asked in (0, 9):
-        with pytest.raises(UsageError):
+    for asked, message in ((0, "at least 1"), (9, "n_sequences=9 or more")):
+        with pytest.raises(UsageError, match=message):
             choose_parallel(asked, 8, 10, [])

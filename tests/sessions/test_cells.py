@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 
@@ -72,6 +73,16 @@ def test_every_cell_can_be_used_and_none_more(tiny: Llama, monkeypatch: pytest.M
 def test_as_many_sequences_as_llama_cpp_can_have(generated_model: ModelFactory, n_sequences: int) -> None:
     with pytest.raises(ValueError, match="n_sequences must be 1 to 256"):
         Llama(generated_model("qwen2moe").path, n_sequences=n_sequences)
+
+
+@pytest.mark.parametrize("sizes", [{"n_batch": 7}, {"n_ctx": 7}, {"n_ctx": 0, "n_batch": 7}])
+def test_a_call_has_room_for_a_token_of_each_sequence(generated_model: ModelFactory, sizes: dict[str, int]) -> None:
+    """Where it has not, llama.cpp ends the process."""
+    path = generated_model("qwen2moe").path
+    with pytest.raises(ValueError, match="needs n_batch and n_ctx of at least 8, and the smaller one is 7"):
+        Llama(path, n_sequences=8, **sizes)
+    with contextlib.closing(Llama(path, n_sequences=7, **sizes)) as llama:
+        assert KvCells(llama).n_sequences == llama.n_batch == 7
 
 
 def test_a_copy_of_a_model_has_as_many_sequences(tiny: Llama) -> None:
