@@ -186,14 +186,30 @@ def left_free(device: Device) -> int:
 def start(native: NativeEngine, gpus: Gpus) -> None:
     """The least in VRAM, for llama.cpp comes first there; the RAM tier as a whole. Raises BudgetError, MemoryError."""
     native.use_gpus(gpus.devices, gpus.shares, gpus.n_gpu_layers)
-    info = native.info
-    # What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory.
-    if all(find(name).unified for name in gpus.devices):
-        behind = 0
-    else:
-        behind = resolve(gpus.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
-    native.start_on_gpu(info.least_budget, behind)
+    behind = 0 if _unified(gpus) else _behind(native, gpus, 0)
+    native.start_on_gpu(native.info.least_budget, behind)
     native.set_host_threads(gpus.host_threads)
+
+
+def set_ram_tier(native: NativeEngine, gpus: Gpus) -> None:
+    """Slots in RAM within the budget, anew. Raises BudgetError, MemoryError; UsageError if there is no such tier."""
+    if _unified(gpus):
+        raise UsageError(
+            f"the memory of {gpus.name} is RAM, with no tier behind it; set_vram_budget() changes its slots"
+        )
+    stats = native.stats()
+    filled = stats["ram_resident"] / max(1, stats["ram_slots"])  # memory that was never written to may not be taken yet
+    native.set_ram_budget(_behind(native, gpus, int(filled * stats["ram_budget_bytes"])))
+
+
+def _unified(gpus: Gpus) -> bool:
+    """What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory."""
+    return all(find(name).unified for name in gpus.devices)
+
+
+def _behind(native: NativeEngine, gpus: Gpus, mine: int) -> int:
+    """Bytes of slots in RAM, if so many bytes are taken for them already. Raises BudgetError."""
+    return resolve(gpus.ram_budget, slot_bytes=native.info.slot_bytes, least=0, available=available_memory() + mine)
 
 
 def settle(native: NativeEngine, gpus: Gpus) -> None:
