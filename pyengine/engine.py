@@ -199,10 +199,14 @@ class ExpertEngine:
         self._budget_changed()
 
     def set_ram_budget(self, ram_budget: Budget) -> None:
-        """Change the budget while the model runs. Raises BudgetError; UsageError with a GPU: RAM is taken once."""
+        """Change the budget while the model runs; with a GPU that of the tier behind it. Raises BudgetError; with a GPU
+        MemoryError if RAM has not so much, UsageError if the GPU's memory is RAM."""
         self.check_process()
         if self._gpu is not None:
-            raise UsageError("with a GPU the RAM budget cannot be changed after loading; set_vram_budget() can")
+            gpu = replace(self._gpu, ram_budget=ram_budget)
+            vram.set_ram_tier(self._native, gpu)
+            self._gpu = gpu
+            return
         wanted = self._resolve(ram_budget)
         self._wanted = ram_budget
         if not self._watches:

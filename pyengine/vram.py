@@ -191,22 +191,39 @@ def left_free(device: Device) -> int:
 def start(native: NativeEngine, gpus: Gpus) -> None:
     """The least in VRAM, for llama.cpp comes first there; the RAM tier as a whole. Raises BudgetError, MemoryError."""
     native.use_gpus(gpus.devices, gpus.shares, gpus.n_gpu_layers)
-    native.start_on_gpu(native.info.least_budget, _behind(native.info, gpus))
+    native.start_on_gpu(native.info.least_budget, _at_first_behind(native, gpus))
     native.set_host_threads(gpus.host_threads)
 
 
-def _behind(info: ModelInfo, gpus: Gpus) -> int:
-    """Bytes of the RAM tier."""
-    found = [find(name) for name in gpus.devices]
-    # What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory.
-    if all(device.unified for device in found):
-        return 0
-    # Nobody knows yet what llama.cpp takes; if all fit beside much more than that, RAM would hold nothing.
-    free = sum(device.free_bytes - left_free(device) for device in found)
+def _at_first_behind(native: NativeEngine, gpus: Gpus) -> int:
+    """Bytes of slots in RAM, before anybody knows what llama.cpp takes of VRAM. Raises BudgetError."""
+    free = sum(device.free_bytes - left_free(device) for device in map(find, gpus.devices))
     all_wanted = gpus.vram_budgets in (("auto",), ("100%",)) and gpus.n_gpu_layers < 0
-    if gpus.ram_budget == "auto" and all_wanted and free > _AMPLE * info.slot_bytes + _AMPLE_BYTES:
+    ample = free > _AMPLE * native.info.slot_bytes + _AMPLE_BYTES
+    if _unified(gpus) or (gpus.ram_budget == "auto" and all_wanted and ample):  # RAM would hold nothing
         return 0
-    return resolve(gpus.ram_budget, slot_bytes=info.slot_bytes, least=0, available=available_memory())
+    return _behind(native, gpus, 0)
+
+
+def set_ram_tier(native: NativeEngine, gpus: Gpus) -> None:
+    """Slots in RAM within the budget, anew. Raises BudgetError, MemoryError; UsageError if there is no such tier."""
+    if _unified(gpus):
+        raise UsageError(
+            f"the memory of {gpus.name} is RAM, with no tier behind it; set_vram_budget() changes its slots"
+        )
+    stats = native.stats()
+    filled = stats["ram_resident"] / max(1, stats["ram_slots"])  # memory that was never written to may not be taken yet
+    native.set_ram_budget(_behind(native, gpus, int(filled * stats["ram_budget_bytes"])))
+
+
+def _unified(gpus: Gpus) -> bool:
+    """What an integrated GPU reads is RAM: a copy of it elsewhere in RAM would be lost memory."""
+    return all(find(name).unified for name in gpus.devices)
+
+
+def _behind(native: NativeEngine, gpus: Gpus, mine: int) -> int:
+    """Bytes of slots in RAM, if so many bytes are taken for them already. Raises BudgetError."""
+    return resolve(gpus.ram_budget, slot_bytes=native.info.slot_bytes, least=0, available=available_memory() + mine)
 
 
 def settle(native: NativeEngine, gpus: Gpus) -> None:

@@ -361,7 +361,8 @@ PYE_API int32_t pye_set_host_threads(pye_engine * engine, int32_t n);
 PYE_API void * pye_buffer_type(pye_engine * engine);
 
 /* Change the budget of slots in RAM, also while another thread decodes: it waits for the FFN in progress, evicts by priority,
- * then age, and gives the memory back to the system. */
+ * then age, and gives the memory back to the system. With a GPU all slots in RAM are made anew, empty, and filled again as
+ * after pye_fill_ram(), if that was called; after PYE_E_MEMORY there are as many as before, or if that fails too none. */
 PYE_API int32_t pye_set_ram_budget(pye_engine * engine, uint64_t ram_budget);
 
 /* One float per expert, [n_layer][n_expert] row-major, n values. The victim is the lowest priority, ties by oldest use:

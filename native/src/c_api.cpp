@@ -183,8 +183,11 @@ void * pye_buffer_type(pye_engine * e) { return e->engine->buffer_type(); }
 
 int32_t pye_set_ram_budget(pye_engine * e, uint64_t ram_budget) {
     return guarded([&] {
-        expect_tier(e, Tier::Ram);
-        e->engine->set_budget(ram_budget);
+        if (e->engine->n_gpu() > 0) {
+            e->engine->set_ram_tier(ram_budget);
+        } else {
+            e->engine->set_budget(ram_budget);
+        }
     });
 }
 

@@ -104,7 +104,8 @@ void Engine::start(uint64_t budget, uint64_t ram_budget) {
     }
     std::unique_ptr<RamTier> ram;
     if (!gpus_.empty()) {
-        ram = std::make_unique<RamTier>(index_, gpus_[0].device, ram_slots_for(ram_budget));
+        ram = std::make_unique<RamTier>(index_, gpus_[0].device);
+        ram->resize(ram_slots_for(ram_budget));
     }
     classes_ = std::move(classes);
     apply_budget(n_slot);
@@ -272,6 +273,23 @@ void Engine::set_budget(uint64_t budget, uint32_t gpu) {
     const auto n_slot = slots_for(budget, gpu); // throws before anything is given up
     prefetcher_->drain();
     apply_budget(n_slot);
+}
+
+void Engine::set_ram_tier(uint64_t budget) {
+    const auto lock = locked();
+    check_usable();
+    prefetcher_->drain(); // between steps no other load is under way
+    source_->end_fills();
+    const auto before = ram_->slots_by_class();
+    try {
+        ram_->resize(ram_slots_for(budget));
+    } catch (const Error &) {
+        ram_->resize(before);
+        throw;
+    }
+    if (fill_ && fill_->ended()) {
+        fill_ = std::make_unique<RamFill>(mutex_, *source_);
+    }
 }
 
 void Engine::set_host_threads(int n) {

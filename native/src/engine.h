@@ -42,6 +42,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     // Of slots: of all, shared by bytes, or on one GPU.
     static constexpr uint32_t kAll = UINT32_MAX;
     void                      set_budget(uint64_t budget, uint32_t gpu = kAll);
+    void                      set_ram_tier(uint64_t budget); // of slots in RAM behind GPUs
     void                      set_host_threads(int n);
     void                      set_link_limit(uint64_t bytes_per_s) {
         link_.limit(bytes_per_s);

@@ -156,6 +156,14 @@ void ExpertSource::settle_fills() {
     }
 }
 
+void ExpertSource::end_fills() {
+    disk_->cancel_fills();
+    while (disk_->n_fill() > 0) {
+        disk_->fill_wait();
+        settle_fills();
+    }
+}
+
 void ExpertSource::fill_landed(const DiskTier::Landed & landed) {
     const auto layer = static_cast<uint32_t>((landed.tag & ~kFill) >> 32), expert = static_cast<uint32_t>(landed.tag);
     ram_->arrived(layer, expert, landed.ok);

@@ -48,6 +48,7 @@ class ExpertSource {
     // Begin to read an expert into an empty slot in RAM; false: there is none, or nobody to read.
     bool fill_begin();
     void settle_fills(); // what has been read is there from now on
+    void end_fills();    // none is under way afterwards, until one begins
 
     struct Counters {
         uint64_t demotions = 0, fills = 0;

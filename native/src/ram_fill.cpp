@@ -29,6 +29,7 @@ void RamFill::run() {
             while (!stop_.load() && source_.disk().n_fill() < kUnderWay && source_.fill_begin()) {
             }
             if (source_.disk().n_fill() == 0) {
+                ended_ = true;
                 return;
             }
         }

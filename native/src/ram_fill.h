@@ -20,13 +20,17 @@ class RamFill {
     RamFill(const RamFill &)             = delete;
     RamFill & operator=(const RamFill &) = delete;
 
+    // Under the engine's lock: whether nothing was left to read when it last looked, so that it looks no more.
+    bool ended() const { return ended_; }
+
   private:
     void run();
 
     std::mutex &      engine_;
     ExpertSource &    source_;
     std::atomic<bool> stop_{false};
-    std::thread       thread_;
+    bool              ended_ = false;
+    std::thread       thread_; // last: it uses the others
 };
 
 } // namespace pye

@@ -4,22 +4,37 @@
 #include "rounding.h"
 #include "slot_memory.h"
 
+#include <stdexcept>
+
 namespace pye {
 
-RamTier::RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::vector<uint32_t> & n_slot)
-    : index_(index) {
-    ggml_backend_buffer_type_t buft = host_buffer_type(gpu);
-    for (size_t c = 0; c < n_slot.size(); ++c) {
+RamTier::RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu) : index_(index), buft_(host_buffer_type(gpu)) {
+    for (uint32_t c = 0; c < index.classes.size(); ++c) {
         const uint32_t n_expert = index.classes[c].n_expert;
         classes_.push_back({SlotStore(n_expert), std::vector<uint8_t>(n_expert, 0), nullptr, nullptr});
-        Class & k = classes_.back();
-        all_left_vram(static_cast<uint32_t>(c));
-        if (n_slot[c] == 0) {
+        all_left_vram(c);
+    }
+}
+
+void RamTier::resize(const std::vector<uint32_t> & n_slot) {
+    for (size_t c = 0; c < n_slot.size(); ++c) {
+        Class & k = classes_[c];
+        if (k.store.n_slot() != n_slot[c]) {
+            k.store.resize(0);
+            if (k.store.n_slot() != 0) {
+                throw std::logic_error("the RAM tier is resized while it is in use");
+            }
+            k.buffer.reset();
+        }
+    }
+    for (size_t c = 0; c < n_slot.size(); ++c) {
+        Class & k = classes_[c];
+        if (k.store.n_slot() == n_slot[c]) {
             continue;
         }
         // A page more, so that slots begin at pages.
-        const size_t size = index.classes[c].stride * n_slot[c] + platform::kPage;
-        k.buffer.reset(ggml_backend_buft_alloc_buffer(buft, size));
+        const size_t size = index_.classes[c].stride * n_slot[c] + platform::kPage;
+        k.buffer.reset(ggml_backend_buft_alloc_buffer(buft_, size));
         if (k.buffer == nullptr) {
             throw Error(PYE_E_MEMORY, "cannot take " + std::to_string(size) + " bytes of RAM for experts");
         }
@@ -109,6 +124,14 @@ void RamTier::all_left_vram(uint32_t shape_class) {
 
 void RamTier::set_priorities(uint32_t shape_class, const std::vector<float> & priorities) {
     classes_[shape_class].store.set_priorities(priorities);
+}
+
+std::vector<uint32_t> RamTier::slots_by_class() const {
+    std::vector<uint32_t> n;
+    for (const Class & k : classes_) {
+        n.push_back(k.store.n_slot());
+    }
+    return n;
 }
 
 uint64_t RamTier::n_slot() const {

@@ -21,11 +21,16 @@ namespace pye {
 
 class RamTier {
   public:
-    // Slots by shape class. Throws Error(PYE_E_MEMORY).
-    RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu, const std::vector<uint32_t> & n_slot);
+    // Without slots, until resize(). Their memory is what `gpu` copies to and from fastest.
+    RamTier(const ExpertIndex & index, ggml_backend_dev_t gpu);
 
     RamTier(const RamTier &)             = delete;
     RamTier & operator=(const RamTier &) = delete;
+
+    // Slots by shape class, while nothing is pinned or comes. Pinned memory is given back as a whole, and the CPU's kernels want a
+    // class's slots side by side: so a class whose slots become more or fewer loses what is in them. First the old memory goes,
+    // then the new is taken: if that is not there, Error(PYE_E_MEMORY), and such classes are left without slots.
+    void resize(const std::vector<uint32_t> & n_slot);
 
     // The bytes of an expert that is here, which stay until unpin(); nullptr if it is not.
     const uint8_t * find(uint32_t layer, uint32_t expert);
@@ -57,6 +62,8 @@ class RamTier {
     // number. False: nobody, or nobody has room.
     template <class F> bool next_to_fill(F && may_come, uint32_t * layer, uint32_t * expert) const;
 
+    std::vector<uint32_t> slots_by_class() const;
+
     uint64_t n_slot() const;
     uint64_t n_resident() const;
     uint64_t bytes() const; // of all slots
@@ -76,8 +83,9 @@ class RamTier {
     uint32_t  dense(uint32_t layer, uint32_t expert) const { return index_.layers[layer].first + expert; }
     uint8_t * at(uint32_t layer, uint32_t slot);
 
-    const ExpertIndex & index_;
-    std::vector<Class>  classes_;
+    const ExpertIndex &        index_;
+    ggml_backend_buffer_type_t buft_;
+    std::vector<Class>         classes_;
 };
 
 template <class F> bool RamTier::next_to_fill(F && may_come, uint32_t * layer, uint32_t * expert) const {

@@ -131,8 +131,6 @@ def test_the_budget_can_change_while_it_runs(generated_model: ModelFactory) -> N
             got.append(context.run([step]))
         with pytest.raises(BudgetError):
             engine.set_vram_budget(1)
-        with pytest.raises(UsageError, match="in VRAM"):
-            engine.set_ram_budget(engine.info.slot_bytes)
     assert_same_bits(np.concatenate(got), wanted)
 
 

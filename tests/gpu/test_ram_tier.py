@@ -3,7 +3,9 @@ logits are stock's whichever tier an expert came from."""
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +151,61 @@ def test_closing_in_the_middle_of_filling_is_quick_and_whole(generated_model: Mo
     engine.fill_ram()
     engine.fill_ram()  # once is enough
     engine.close()
+
+
+def test_ram_grows_and_shrinks_while_it_is_filled_and_used(generated_model: ModelFactory, wanted: np.ndarray) -> None:
+    path = generated_model("many-experts").path
+    with placed(path, 0.3, 0.4, host_threads=1) as (engine, model), model.context() as context:
+        n_experts, got = engine.info.n_experts_total, []
+        for i, step in enumerate(SCRIPT):
+            if i == 3:
+                engine.fill_ram()
+            if i % 3 == 1:
+                share = (0.0, 1.0, 0.2, 0.6, 0.6)[i // 3 % 5]
+                engine.set_ram_budget(int(share * engine.info.slot_bytes))
+                assert engine.stats()["ram_slots"] == int(share * n_experts)
+            got.append(context.run([step]))
+    assert_same_bits(np.concatenate(got), wanted)
+
+
+def test_ram_that_has_grown_is_read_ahead_again(generated_model: ModelFactory, wanted: np.ndarray) -> None:
+    path = generated_model("many-experts").path
+    with placed(path, 0.0, 0.3) as (engine, model), model.context() as context:
+        assert _filled(engine)["ram_slots"] < engine.info.n_experts_total
+        time.sleep(0.05)  # nobody looks for more to read any longer
+        engine.set_ram_budget(engine.info.slot_bytes)
+        before = _filled(engine)
+        assert before["ram_slots"] == engine.info.n_experts_total
+        engine.set_ram_budget(engine.info.slot_bytes)
+        assert engine.stats()["ram_resident"] == before["ram_slots"], "as many as before: nothing is lost"
+        got = context.run(SCRIPT)
+        assert engine.stats()["reads"] == before["reads"]
+    assert_same_bits(got, wanted)
+
+
+def test_ram_changes_while_another_thread_decodes(generated_model: ModelFactory, wanted: np.ndarray) -> None:
+    path = generated_model("many-experts").path
+    with placed(path, 0.3, 0.4) as (engine, model), model.context() as context:
+        engine.fill_ram()
+        sizes = [int(share * engine.info.slot_bytes) for share in (0.1, 0.9, 0.0, 0.5)]
+        ended = threading.Event()
+
+        def change() -> None:
+            n = 0
+            while not ended.is_set():
+                engine.set_ram_budget(sizes[n % len(sizes)])
+                n += 1
+            assert n > 5
+
+        with ThreadPoolExecutor(1) as other:
+            changing = other.submit(change)
+            try:
+                for _ in range(5):
+                    assert_same_bits(context.run(SCRIPT), wanted)
+                    context.clear()
+            finally:
+                ended.set()
+            changing.result()
 
 
 def test_tiers_change_under_way(generated_model: ModelFactory, wanted: np.ndarray) -> None:

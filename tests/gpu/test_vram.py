@@ -44,8 +44,21 @@ def test_the_budget_can_be_changed_and_refused(generated_model: ModelFactory) ->
             llama.set_vram_budget(1)
         with pytest.raises(BudgetError, match="vram_budget"):
             llama.set_vram_budget("much")
-        with pytest.raises(UsageError, match="set_vram_budget"):
-            llama.set_ram_budget("50%")
+        llama.eval([9])
+
+
+def test_the_budget_of_ram_behind_it_can_be_changed_and_refused(generated_model: ModelFactory) -> None:
+    with _open(generated_model("llama-q4_0").path) as llama:
+        llama.eval([5, 6, 7])
+        for wording, share in (("50%", 0.5), ("0", 0.0), ("100%", 1.0)):
+            llama.set_ram_budget(wording)
+            stats = llama.expert_stats()
+            assert stats["ram_slots"] == share * stats["experts"]
+            llama.eval([8])
+        llama.set_ram_budget("auto")
+        assert llama.expert_stats()["ram_slots"] == stats["experts"], "this machine has room for so small a model"
+        with pytest.raises(BudgetError, match="ram_budget"):
+            llama.set_ram_budget("much")
         llama.eval([9])
 
 
@@ -129,4 +142,6 @@ def test_with_unified_memory_there_is_one_copy(generated_model: ModelFactory, mo
     with _open(generated_model("llama-q4_0").path, gpu="auto", ram_budget="auto") as llama:
         stats = llama.expert_stats()
         assert stats["gpu"] == "CPU" and stats["ram_slots"] == 0
+        with pytest.raises(UsageError, match="is RAM"):
+            llama.set_ram_budget("50%")
         llama.eval([5])
