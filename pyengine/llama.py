@@ -381,6 +381,10 @@ class Llama(llama_cpp.Llama):
             for name in ("_model", "_ctx", "_batch", "tokenizer_"):
                 setattr(self, name, _Closed())
             self._user.wait_until_idle()
+            if self._engine is not None:
+                with contextlib.suppress(UsageError):  # a forked child: its parent tells
+                    self._engine.check_process()
+                    self._engine.routing_log.flush()
             super().close()
         if self._engine is not None:
             self._engine.close()

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -94,19 +95,32 @@ def answer_files(
     window: int = WINDOW,
     progress: Callable[[BatchSummary], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> BatchSummary:
-    """run_batch for files that are open already, so that mistakes about them show before a model is loaded."""
-    batch = _Batch(llm, files, sampling or SamplingParams())
+    """run_batch for files that are open already, so that mistakes about them show before a model is loaded.
+
+    Args:
+        waiting: entered while a line of the prompts is read, which may take for ever where they come from a pipe. A
+            KeyboardInterrupt raised there ends the batch as `stop` does, if `stop` says True then.
+    """
+    batch = _Batch(llm, files, sampling or SamplingParams(), waiting)
     batch.run(parallel, window, progress or (lambda _: None), stop or (lambda: False))
     return batch.summary
 
 
 class _Batch:
-    def __init__(self, llm: Llama, files: BatchFiles, sampling: SamplingParams) -> None:
+    def __init__(
+        self,
+        llm: Llama,
+        files: BatchFiles,
+        sampling: SamplingParams,
+        waiting: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._model = Path(llm.model_path).name.removesuffix(".gguf")
         files.require_model(self._model)
         self._llm = llm
         self._files = files
+        self._waiting = waiting
         self._sampling = sampling
         self._seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         self._reader = PromptReader(llm)
@@ -115,6 +129,16 @@ class _Batch:
         self.summary = BatchSummary(lines=files.total, resumed=files.resumed)
 
     def run(
+        self, parallel: int | None, window_size: int, progress: Callable[[BatchSummary], None], stop: Callable[[], bool]
+    ) -> None:
+        try:
+            self._run(parallel, window_size, progress, stop)
+        except KeyboardInterrupt:
+            if not stop():
+                raise
+            self.summary.interrupted = True
+
+    def _run(
         self, parallel: int | None, window_size: int, progress: Callable[[BatchSummary], None], stop: Callable[[], bool]
     ) -> None:
         llm, summary = self._llm, self.summary
@@ -184,7 +208,12 @@ class _Batch:
 
     def _prompts(self) -> Iterator[Prompt]:
         """The lines that are left, ready to be computed; of those that cannot be, the error lines are written."""
-        for line, answered in self._files.lines():
+        lines = self._files.lines()
+        while True:
+            with self._waiting():
+                line, answered = next(lines, (None, False))
+            if line is None:
+                return
             custom_id: str | None = None
             try:
                 name, envelope = read_envelope(line)

@@ -173,7 +173,13 @@ def _answered(
                 stop.tick()
 
             return answer_files(
-                llm, files, parallel=parallel, sampling=sampling, progress=progress, stop=lambda: stop.requested
+                llm,
+                files,
+                parallel=parallel,
+                sampling=sampling,
+                progress=progress,
+                stop=lambda: stop.requested,
+                waiting=stop.waiting,
             )
 
 

@@ -30,6 +30,7 @@ class StopRequest:
 
     def __init__(self, llm: Any) -> None:
         self.requested = False
+        self._waiting = False
         self._llm = llm
         self._abort: Any = None
         self._last_tick = 0.0
@@ -56,6 +57,18 @@ class StopRequest:
         if slow != (self._abort is not None):
             self._watch(slow)
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside the block, which may wait for input without end, Ctrl-C does raise KeyboardInterrupt; so does one that
+        has come before. `requested` is set all the same."""
+        self._waiting = True
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False
+
     def expected(self, error: Exception) -> bool:
         """Whether `error` is how the requested abort shows itself."""
         return self.requested and isinstance(error, RuntimeError)
@@ -63,6 +76,8 @@ class StopRequest:
     def _on_signal(self, _number: int, _frame: Any) -> None:
         self.requested = True
         self._log.setLevel(logging.CRITICAL + 1)  # llama.cpp logs an abort as an error
+        if self._waiting:
+            raise KeyboardInterrupt  # or the read that was interrupted would begin again
 
     def _watch(self, wanted: bool) -> None:
         context = getattr(self._llm, "ctx", None)

@@ -47,21 +47,24 @@ def command(
     """
     if (prompt is None) == (file is None):
         raise click.UsageError("give the prompt with either -p TEXT or -f FILE.")
+    if trace_inputs and trace is None:
+        raise click.UsageError("--trace-inputs needs --trace FILE.")
     text = inputs.from_option(prompt, "--prompt") if prompt is not None else inputs.from_file(str(file))
 
     from pyengine.cli.completion import complete
     from pyengine.cli.loading import engaged_line, opened
     from pyengine.cli.output import notice, status_line
 
+    trace_path = _writable_trace(model_options.model, trace) if trace is not None else None
     with opened(model_options) as (llm, load_s):
         engaged = engaged_line(llm)
         notice(engaged)
-        write_trace = _recording(llm, trace, trace_inputs) if trace is not None else None
+        write_trace = _recording(llm, trace_path, trace_inputs) if trace_path is not None else None
         result = complete(llm, text, n_predict, sampling, stream=not as_json)
+        if write_trace is not None:
+            write_trace(result.stopped)
         if result.stopped:
             raise KeyboardInterrupt
-        if write_trace is not None:
-            write_trace()
         if as_json:
             timings: dict[str, Any] = {"load_s": load_s, **result.timings()}
             timings |= {"n_threads": llm.n_threads, "n_threads_batch": llm.n_threads_batch}
@@ -79,20 +82,36 @@ def command(
             notice(status_line(result.figures(llm)))
 
 
-def _recording(llm: Llama, name: str, inputs: bool) -> Callable[[], None]:
-    """Record the model's routing from now on; call what this returns to write it.
+def _writable_trace(model: Path | None, name: str) -> Path:
+    """Where the trace goes, before anything is computed. Raises OSError if it cannot be written."""
+    from pyengine import bundled_model
+    from pyengine.planning.plan import default_trace
+    from pyengine.whole_file import check_writable
+
+    path = default_trace(Path(model or bundled_model())) if name == "auto" else Path(name)
+    check_writable(path)
+    return path
+
+
+def _recording(llm: Llama, path: Path, inputs: bool) -> Callable[[bool], None]:
+    """Record the model's routing from now on; call what this returns to write it, with whether Ctrl-C ended the run.
 
     Raises:
         UsageError: the model has no experts that could be recorded.
     """
     from pyengine.errors import UsageError
-    from pyengine.planning.plan import default_trace
-    from pyengine.traces import save_trace
+    from pyengine.traces import TraceError, save_trace
     from pyengine.traces.recorder import TraceRecorder
 
     if llm.engine is None:
         raise UsageError("--trace: this model runs without managed experts, so there is no routing to record")
-    model = Path(llm.model_path)
-    path = default_trace(model) if name == "auto" else Path(name)
-    recorder = TraceRecorder(llm.engine.routing_log, llm.engine.info, model, inputs=inputs)
-    return lambda: save_trace(path, recorder.trace())
+    recorder = TraceRecorder(llm.engine.routing_log, llm.engine.info, Path(llm.model_path), inputs=inputs)
+
+    def write(stopped: bool) -> None:
+        try:
+            save_trace(path, recorder.trace())
+        except TraceError:  # nothing was computed
+            if not stopped:
+                raise
+
+    return write

@@ -29,6 +29,7 @@ class TraceRecorder:
     """
 
     def __init__(self, log: RoutingLog, info: ModelInfo, model_path: Path, *, inputs: bool = False) -> None:
+        self._log = log
         self._info = info
         self._name = model_path.name
         most = MOST_TOKENS
@@ -47,7 +48,8 @@ class TraceRecorder:
         self._prompts.append((self._n_token, prompt))
 
     def trace(self) -> Trace:
-        """What was recorded. Raises TraceError if that is nothing."""
+        """What was recorded; only while nobody computes. Raises TraceError if that is nothing."""
+        self._log.flush()
         if not self._tokens and not self._prompts:
             raise TraceError("nothing was computed, so there is no routing to write")
         info = self._info

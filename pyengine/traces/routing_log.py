@@ -95,8 +95,7 @@ class RoutingLog:
 
     def expect(self, shares: Sequence[int]) -> None:
         """The next computation has so many tokens of each of some texts. Only who computes them together knows."""
-        if self._pending:
-            self._tell(())
+        self.flush()
         self._shares = tuple(shares) if len(shares) > 1 else ()
 
     def drain(self) -> None:
@@ -107,6 +106,11 @@ class RoutingLog:
         self._pending += 1
         if shares or self._pending >= _MOST_PENDING or time.perf_counter() - self._last >= self._pause:
             self._tell(shares)
+
+    def flush(self) -> None:
+        """Tell what waits to be told together. Only while nobody computes."""
+        if self._pending:
+            self._tell(())
 
     def _tell(self, shares: tuple[int, ...]) -> None:
         now = time.perf_counter()

@@ -277,3 +277,27 @@ def test_ctrl_c_ends_the_command_in_order_and_the_same_command_goes_on(llm, file
     assert (report["resumed"], report["done"], report["interrupted"]) == (1, 3, False)
     assert report["generated_tokens_per_s"] > 0 and report["hit_rate"] > 0
     assert sorted(answer["custom_id"] for answer in read(path)) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("first", ["", '{"prompt": "One and", "max_tokens": 1}\n{oops\n'])
+def test_ctrl_c_ends_a_batch_that_waits_for_prompts(llm, tmp_path, first):
+    """The pipe stays open: it would wait for ever."""
+    path = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-m", "pyengine", "batch", "-", "-o", str(path), "-np", "1", "-t", "1", "-c", str(N_CTX)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYENGINE_")}
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        child.stdin.write(first)
+        child.stdin.flush()
+        while "experts" not in (said := child.stderr.readline()):
+            assert said, "it ended by itself"
+        time.sleep(1.5)  # it reads by now
+        child.send_signal(signal.SIGINT)
+        assert child.wait(20) == 130
+        assert len(read_whole(path)) == first.count("oops")
+        assert "stopped; what is finished is in" in child.stderr.read()
+    finally:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stderr.close()

@@ -191,3 +191,17 @@ def test_a_read_error_while_decoding_is_a_clear_error(invoke, fake):
     assert done.stdout == ""
     assert done.stderr.endswith("pyengine: error: layer 3, expert 7: cannot read 62208 bytes: Input/output error\n")
     assert fake.made[0].closed
+
+
+def test_gate_inputs_go_into_a_trace(invoke):
+    done = invoke("run", "-p", "Hi", "--trace-inputs")
+    assert done.exit_code == 2 and "--trace-inputs needs --trace" in done.stderr
+
+
+@pytest.mark.parametrize("name", [".", "file/trace.npz", "auto/auto"])
+def test_a_trace_that_cannot_be_written_is_said_before_anything_is_loaded(invoke, fake, tmp_path, name):
+    for file in ("file", "auto"):
+        (tmp_path / file).touch()
+    done = invoke("run", "-p", "Hi", "--trace", str(tmp_path / name))
+    assert done.exit_code == 1 and str(tmp_path / name.split("/")[0]).rstrip("/.") in done.stderr
+    assert not fake.made and not done.stdout

@@ -164,3 +164,24 @@ def test_a_session(real, tmp_path):
         assert session.finish() == 0
     finally:
         session.kill()
+
+
+def test_ctrl_c_keeps_the_trace(real, tmp_path):
+    from pyengine.traces import load_trace
+
+    trace = tmp_path / "trace.npz"
+    child = subprocess.Popen(
+        [*PYENGINE, "run", "-p", PROMPT, "-n", "4000", "--temp", "1", "--trace", str(trace)],
+        env=real.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert child.stdout.read(20)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert len(load_trace(trace).ids) > 0
