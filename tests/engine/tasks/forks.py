@@ -111,10 +111,10 @@ def fork_engine(path: str, script: list[list[int]]) -> dict[str, Any]:
 def fork_memory(path: str) -> dict[str, Any]:
     """Fork an engine whose slots the child does not get; put other memory in their place, and close it there."""
     engine = NativeEngine(Path(path))
+    before = _ranges()
     engine.start(engine.info.slot_bytes)
     size = engine.info.slot_bytes + mmap.PAGESIZE
-    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
-    (address,) = (int(first, 16) for first, last in ranges if int(last, 16) - int(first, 16) == size)
+    (address,) = (first for first, last in _ranges() - before if last - first == size)
     pid = os.fork()
     if pid == 0:
         libc = ctypes.CDLL(None)
@@ -130,6 +130,12 @@ def fork_memory(path: str) -> dict[str, Any]:
     status = _wait(pid, 10)
     engine.close()
     return {"status": status}
+
+
+def _ranges() -> set[tuple[int, int]]:
+    """Addresses of the memory that this process has."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines}  # type: ignore[misc]
 
 
 def _wait(pid: int, seconds: float) -> int:
