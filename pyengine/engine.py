@@ -194,8 +194,8 @@ class ExpertEngine:
             vram.fill(self._native, self._info)
 
     def set_ram_budget(self, ram_budget: Budget) -> None:
-        """Change the budget while the model runs; with a GPU that of the tier behind it. Raises BudgetError; MemoryError
-        and UsageError with a GPU, if RAM has not so much or the GPU's memory is RAM."""
+        """Change the budget while the model runs; with a GPU that of the tier behind it. Raises BudgetError; with a GPU
+        MemoryError if RAM has not so much, UsageError if the GPU's memory is RAM."""
         self.check_process()
         if self._gpu is not None:
             gpu = replace(self._gpu, ram_budget=ram_budget)

@@ -334,8 +334,8 @@ class Llama(llama_cpp.Llama):
         return self._engine.stats() if self._engine is not None else dict(_NO_STATS)
 
     def set_ram_budget(self, ram_budget: Budget) -> None:
-        """Change the budget now, also while another thread computes; with a GPU that of the tier behind it, which is empty
-        then, until it is read ahead again. For a model without managed experts there is nothing to change. Raises
+        """Change the budget now, also while another thread computes; with a GPU that of the tier behind it, which is
+        empty then, until it is read ahead again. For a model without managed experts there is nothing to change. Raises
         BudgetError; with a GPU MemoryError if RAM has not so much, UsageError if the GPU's memory is RAM."""
         check_wording(ram_budget)
         if self._engine is not None:

@@ -295,8 +295,8 @@ class NativeEngine:
         return int(ffi.cast("uintptr_t", lib.pye_buffer_type(self._open())))
 
     def set_ram_budget(self, ram_budget: int) -> None:
-        """Change the bytes of slots in RAM while the engine runs. With a GPU they are empty afterwards, unless there are
-        as many as before. Raises BudgetError; MemoryError, if possible with the old ones kept."""
+        """Change the bytes of slots in RAM while the engine runs. With a GPU they are empty afterwards, unless there
+        are as many as before. Raises BudgetError; MemoryError, after which there are as many as before, or none."""
         _check(lib.pye_set_ram_budget(self._open(), ram_budget))
 
     def set_priorities(self, priorities: npt.NDArray[np.float32]) -> None:

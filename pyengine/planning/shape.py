@@ -15,8 +15,8 @@ _EXPERT_WEIGHT = re.compile(r"blk\.(\d+)\.ffn_(gate_up|gate|up|down)_exps\.weigh
 #: ggml's number of f16, of which llama_cpp makes the KV cache unless told otherwise.
 F16 = 1
 
-#: Bytes of an element of the types that it can be made of, by ggml's number: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0,
-#: iq4_nl.
+#: Bytes of an element of the types that it can be made of, by ggml's number: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1,
+#: q8_0, iq4_nl.
 _KV_ELEMENT = {0: 4, F16: 2, 30: 2, 2: 18 / 32, 3: 20 / 32, 6: 22 / 32, 7: 24 / 32, 8: 34 / 32, 20: 18 / 32}
 
 #: Keep no cache, for they compute the whole text at once; or another than this arithmetic knows.

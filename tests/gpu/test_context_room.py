@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from dataclasses import replace
 from typing import Any
@@ -53,10 +52,11 @@ def test_a_context_without_room_is_refused_before_anything_is_loaded(
 ) -> None:
     path = generated_model("llama-q4_0").path
     free(_needs(path, Context(CONTEXT)) - 1)
+    refusal = f"a context of {CONTEXT} tokens has no room in the memory of CPU"
     with monkeypatch.context() as patched:
         for owner, name in ((NativeEngine, "start_on_gpu"), (_internals.LlamaModel, "__init__")):
             patched.setattr(owner, name, lambda *_, **__: pytest.fail("loading has begun"))
-        with pytest.raises(BudgetError, match=f"a context of {CONTEXT} tokens has no room in the memory of CPU") as error:
+        with pytest.raises(BudgetError, match=refusal) as error:
             Llama(path, gpu="CPU", n_ctx=CONTEXT)
     fits = re.search(r"largest context that fits is (\d+) tokens", str(error.value))
     assert fits is not None
