@@ -74,8 +74,8 @@ def planned_on_gpu(
     """What show_batch() takes, for slots in the memory of a GPU. Raises PyengineError if nothing can be planned."""
     from pyengine.cli.interrupt import exit_on_interrupt
     from pyengine.cli.output import TerminalSpinner
+    from pyengine.planner.batch_on_gpu import plan_on_gpu
     from pyengine.planner.batch_plan import last_run
-    from pyengine.planner.gpu_plan import plan_on_gpu
 
     doing = "Planning"
 

@@ -7,7 +7,7 @@
 
 Only measuring.py, gpu_measuring.py, spread_run.py, glimpse.py and watching.py touch models; costs, fitting, demand,
 inequalities, gpu_step, step_times, solving and refine are pure. With slots in a GPU's memory gpu_measuring.py measures
-the open model and its link, and gpu_step.py is the step's time; gpu_plan.py plans before a model is open.
+the open model and its link, and gpu_step.py is the step's time; batch_on_gpu.py plans before a model is open.
 """
 
 from pyengine.planner.batch_plan import plan_batch

@@ -17,9 +17,9 @@ from pyengine import Llama
 from pyengine.cli import main
 from pyengine.errors import UsageError
 from pyengine.planner import Costs, batch_plan, plan_batch
+from pyengine.planner.batch_on_gpu import plan_on_gpu
 from pyengine.planner.batch_plan import Refining, known_costs, last_run, place_of, save_measured, shape_of
 from pyengine.planner.gpu_measuring import costs_on_gpu
-from pyengine.planner.gpu_plan import plan_on_gpu
 from pyengine.planner.solving import DoesNotFitError, Work
 from pyengine.planning.shape import read_shape
 from pyengine.sessions import Request, SamplingParams, Scheduler
