@@ -58,7 +58,7 @@ _BUSY = 0.5
     show_default=True,
     env=True,
     metavar="SIZE",
-    help="With a GPU: a budget of its memory to show besides the usual ones, as --ram-budget.",
+    help="With a GPU: a budget of its memory to show besides the usual ones, as --ram-budget; SIZE,SIZE,... are added.",
 )
 @click.option(
     "-c",
@@ -143,6 +143,10 @@ def command(
     """
     if again and no_probe:
         raise click.UsageError("--probe and --no-probe contradict each other.")
+    limits = {"--ram-limit": ram_limit, "--vram-limit": vram_limit}
+    for option, limit in limits.items():
+        if limit is not None and not batch:
+            raise click.UsageError(f"{option} needs --batch.")
 
     from pyengine import bundled_model, startup
     from pyengine.cli.plan_gpu import device_for, gpu_json, gpu_plan, show_gpu
@@ -150,15 +154,19 @@ def command(
 
     startup.check()
     from pyengine.architectures import MANAGED
-    from pyengine.budget import check_wording
+    from pyengine.budget import available_memory, check_wording, reserve
     from pyengine.cli.plan_tables import show, show_unmanaged
     from pyengine.planning.plan import budgets_to_show, find_routing, make_plan
     from pyengine.planning.shape import read_shape
 
-    wanted, wanted_vram = budget(ram_budget), budget(vram_budget)
+    wanted = budget(ram_budget)
     check_wording(wanted)
-    check_wording(wanted_vram, "vram_budget")
-    device = device_for(gpu)
+    device, wanted_vram = device_for(gpu, budget(vram_budget))
+    if device is None and vram_limit is not None:
+        raise click.UsageError("--vram-limit needs a GPU, and there is none in use.")
+    if device is not None and ram_limit is not None:
+        raise click.UsageError("--ram-limit needs --gpu off; with a GPU, --ram-budget is the memory for experts.")
+    given = {option: _memory(limit, option) for option, limit in limits.items() if limit is not None}
     path = Path(bundled_model()) if model is None else model
     try:
         shape = read_shape(path)
@@ -176,8 +184,7 @@ def command(
             from pyengine.cli.plan_batch import planned_on_gpu
             from pyengine.planner.solving import Work
 
-            most = None if vram_limit is None else _memory(vram_limit, "--vram-limit")
-            work = Work(prompt_tokens, answer_tokens)
+            work, most = Work(prompt_tokens, answer_tokens), given.get("--vram-limit")
             batch_part = planned_on_gpu(shape, gpu, work, most, wanted, trace, again, no_probe)
         _report(gpu_json(*found) if as_json else None, lambda: show_gpu(*found), batch_part)
         return
@@ -188,7 +195,8 @@ def command(
         from pyengine.planner.solving import Work
 
         work = Work(prompt_tokens, answer_tokens)
-        batch_part = _batch(shape, work, _memory(ram_limit), trace, measured, again, no_probe)
+        room = given.get("--ram-limit", available_memory() - reserve())
+        batch_part = _batch(shape, work, room, trace, measured, again, no_probe)
     report = plan.as_json() | {"probe": how, "measured": _plain(measured)} if as_json else None
     _report(report, lambda: show(plan, how), batch_part)
 
@@ -209,17 +217,15 @@ def _report(
         show_batch(*batch_part)
 
 
-def _memory(ram_limit: str | None, option: str = "--ram-limit") -> int:
+def _memory(limit: str, option: str) -> int:
     """Bytes. Raises BudgetError."""
-    from pyengine.budget import available_memory, reserve, resolve
+    from pyengine.budget import resolve
     from pyengine.errors import BudgetError
 
-    if ram_limit is None:
-        return available_memory() - reserve()
-    size = budget(ram_limit)
+    size = budget(limit)
     if size == "auto" or (isinstance(size, str) and "%" in size):
-        raise BudgetError(f"{option} {ram_limit!r} is not understood; write 2GiB or bytes")
-    return resolve(size, slot_bytes=sys.maxsize, least=0)
+        raise BudgetError(f"{option} {limit!r} is not understood; write 2GiB or bytes")
+    return resolve(size, slot_bytes=sys.maxsize, least=0, name=option)
 
 
 def _batch(

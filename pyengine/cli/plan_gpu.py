@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -11,6 +12,8 @@ from rich.text import Text
 from pyengine.cli.output import DIM, ERROR, STRONG, console, format_bytes, style
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyengine.budget import Budget
     from pyengine.native import Device
     from pyengine.planning.gpu_plan import GpuLine, GpuPlan
@@ -22,12 +25,32 @@ if TYPE_CHECKING:
 _BUSY = 0.5
 
 
-def device_for(gpu: str) -> Device | None:
-    """The device that `--gpu` names, if there is one. Raises UsageError: no device of that name."""
+def device_for(gpu: str, vram_budget: Budget) -> tuple[Device | None, Budget]:
+    """The device that `--gpu` names, if there is one, of several GPUs all as one; and the budget of its memory.
+
+    Raises:
+        UsageError: no device of that name, or budgets of several GPUs that cannot be added.
+        BudgetError: a budget is not understood, or they are not as many as there are GPUs.
+    """
     from pyengine import vram
 
-    chosen = vram.choose(gpu, "auto", "auto")
-    return None if chosen is None else vram.find(chosen.name)
+    chosen = vram.choose(gpu, vram_budget, "auto")
+    if chosen is None:
+        return None, "auto"
+    return vram.find(chosen.name), _sum(chosen.vram_budgets)
+
+
+def _sum(budgets: Sequence[Budget]) -> Budget:
+    """One budget for all of several GPUs: what is the same for each, or the sum of sizes."""
+    from pyengine.budget import resolve
+    from pyengine.errors import UsageError
+
+    words = [budget for budget in budgets if isinstance(budget, str) and ("%" in budget or "auto" in budget.lower())]
+    if not words:
+        return sum(resolve(budget, slot_bytes=sys.maxsize, least=0, name="vram_budget") for budget in budgets)
+    if len({budget.strip().lower() for budget in words}) == 1 and len(words) == len(budgets):
+        return words[0]
+    raise UsageError("vram_budget: plan takes several GPUs as one, so write one size, share or auto, or sizes to add")
 
 
 def gpu_plan(

@@ -195,3 +195,31 @@ def test_the_real_probe_on_a_wrapped_device(generated_model: ModelFactory) -> No
     assert found.resident_s is not None and found.resident_s > 0
     costs = found.costs(shape, LinkSpeed(1e9, 0.0))
     assert costs.move_s > 0 and costs.look_s >= 0
+
+
+def test_budgets_of_several_gpus_are_added() -> None:
+    several = ("plan", "--gpu", "CPU,CPU", "--no-probe", "--json", "--vram-budget")
+    for budgets, total in (("20MiB,10MiB", 30 * MIB), ("20MiB, 10485760", 30 * MIB), ("30MiB", 30 * MIB)):
+        done = CliRunner().invoke(main, [*several, budgets])
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["chosen"]["vram_bytes"] == total
+    done = CliRunner().invoke(main, [*several, "50%,50%"])
+    assert json.loads(done.stdout)["chosen"]["budget"] == "50%"
+    done = CliRunner().invoke(main, [*several, "50%,20MiB"])
+    assert done.exit_code == 1 and "plan takes several GPUs as one" in done.stderr
+    done = plan("--vram-budget", "20MiB,20MiB")
+    assert done.exit_code == 1 and "vram_budget has 2 sizes for 1 GPU; write one, or one each" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "off", "--ram-limit", "nonsense"], "--ram-limit needs --batch"),
+        (["--gpu", "CPU", "--vram-limit", "nonsense"], "--vram-limit needs --batch"),
+        (["--gpu", "off", "--batch", "--vram-limit", "1GiB"], "--vram-limit needs a GPU"),
+        (["--gpu", "CPU", "--batch", "--ram-limit", "1GiB"], "--ram-limit needs --gpu off"),
+    ],
+)
+def test_a_limit_that_nobody_would_read_is_refused(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["plan", "--no-probe", *arguments])
+    assert done.exit_code == 2 and message in done.stderr
