@@ -27,6 +27,8 @@ GB = 10**9
 class Engine:
     """As much of an ExpertEngine as is looked at."""
 
+    gpu_devices: tuple[int, ...] = ()
+
     def __init__(self, slot_bytes: int, budget_bytes: int, bundle: str | None = None) -> None:
         self.info = SimpleNamespace(slot_bytes=slot_bytes)
         self._stats = {"bundle": bundle, "budget_bytes": budget_bytes}
