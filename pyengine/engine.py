@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pyengine.budget import Budget, resolve
 from pyengine.bundles import use_bundle
 from pyengine.errors import UnmanagedModelError, UsageError
 from pyengine.native import ModelInfo, NativeEngine
+from pyengine.overrides import apply_overrides
 from pyengine.policies import check_wording as check_policy
 from pyengine.policies import learned_for
 from pyengine.pressure import PressureWatch
@@ -49,9 +50,11 @@ class ExpertEngine:
         policy: see pyengine.policies.
         look_ahead: see pyengine.advice.foresight.
         gpu: where experts compute, with the budgets; None is the CPU.
+        overrides: what llama.cpp is told in the place of the model's metadata, GGUF key -> value.
 
     Raises:
         ModelFileError, StaleBundleError, BudgetError, MemoryError.
+        ValueError: an override that cannot be.
         UnmanagedModelError: the model has no experts, or an architecture or layout that is not managed.
     """
 
@@ -63,6 +66,7 @@ class ExpertEngine:
         policy: str = "auto",
         look_ahead: str = "auto",
         gpu: vram.Gpus | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         check_policy(policy)
         foresight.check_wording(look_ahead)
@@ -83,6 +87,8 @@ class ExpertEngine:
                 raise UnmanagedModelError(
                     f"architecture {info.architecture!r} is not managed (yet); its experts stay with stock llama.cpp"
                 )
+            self._experts_used = apply_overrides(self._native, overrides or {})
+            info = self._native.info
             self._learned = learned_for(policy, path, info)
             if gpu is not None:
                 # A bundle's records are in the CPU's layout, as a rule; "use" is for those that fit.
@@ -156,7 +162,9 @@ class ExpertEngine:
 
     def _advise(self) -> None:
         if self._policy == "auto":
-            self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path, self._learned)
+            self._auto = AutoPolicy(
+                self._native, self._info, self.routing_log, self._path, self._learned, self._experts_used
+            )
         elif self._policy != "lru":  # the engine's own
             Keeper(self._native, self._info, self.routing_log, self._policy, self._learned)
         self._foresight = foresight.look_ahead(self._native, self._info, self._path, self._look_ahead)
@@ -353,10 +361,11 @@ def open_engine(
     policy: str = "auto",
     look_ahead: str = "auto",
     gpu: vram.Gpus | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> ExpertEngine | None:
     """An engine for the model, or None, with one plain line said, if stock llama.cpp must run it alone."""
     try:
-        return ExpertEngine(path, ram_budget, bundle, policy, look_ahead, gpu)
+        return ExpertEngine(path, ram_budget, bundle, policy, look_ahead, gpu, overrides)
     except UnmanagedModelError as reason:
         say(f"{path.name}: {reason}")
         return None

@@ -32,7 +32,6 @@ from pyengine.bundles import check_wording as check_bundle_wording
 from pyengine.engine import ExpertEngine, open_engine
 from pyengine.errors import ModelFileError, PyengineError, UsageError, one_line
 from pyengine.llama_log import errors_said
-from pyengine.native import ModelInfo
 from pyengine.one_user import OneUser
 from pyengine.planning.vram_needs import Context, Room, room_on
 from pyengine.policies import check_wording as check_policy_wording
@@ -153,7 +152,16 @@ class Llama(llama_cpp.Llama):
                 if chosen is not None and (room := room_on(path, chosen, _context(kwargs, n_sequences))) is not None:
                     room.check()
                 with _tight(room):
-                    self._engine = open_engine(path, ram_budget, bundle, self._note_stock, policy, look_ahead, chosen)
+                    self._engine = open_engine(
+                        path,
+                        ram_budget,
+                        bundle,
+                        self._note_stock,
+                        policy,
+                        look_ahead,
+                        chosen,
+                        kwargs.get("kv_overrides") or {},
+                    )
         try:
             if self._engine is not None:
                 if kwargs.get("lora_path"):
@@ -164,7 +172,6 @@ class Llama(llama_cpp.Llama):
                     _log.warning("n_gpu_layers: experts stay in RAM slots; only the other weights can go to a GPU")
                 if kwargs.get("use_mlock"):
                     _log.warning("use_mlock: not done; experts come and go, and the other weights stay unlocked")
-                _refuse_impossible(kwargs.get("kv_overrides") or {}, self._engine.info)
                 self._overrides = self._buffer_overrides(self._engine)
                 self._devices = (ctypes.c_void_p * (len(self._engine.gpu_devices) + 1))(*self._engine.gpu_devices)
                 self._shares = (ctypes.c_float * llama_cpp.LLAMA_MAX_DEVICES)(*self._engine.gpu_shares)
@@ -456,15 +463,6 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     for name in kwargs:
         if name not in known:
             raise TypeError(f"Llama() got an unexpected keyword argument {name!r}")
-
-
-def _refuse_impossible(overrides: dict[str, Any], info: ModelInfo) -> None:
-    """Raise ValueError for an override of the numbers of experts that would end the process inside llama.cpp."""
-    for name, least in (("expert_count", info.n_expert), ("expert_used_count", 1)):
-        key = f"{info.architecture}.{name}"
-        value = overrides.get(key, least)
-        if isinstance(value, int) and not least <= value <= info.n_expert:
-            raise ValueError(f"kv_overrides: {key} must be {least} to {info.n_expert} in this model")
 
 
 def _host_threads(n_threads: int) -> int:

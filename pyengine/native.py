@@ -116,11 +116,22 @@ def devices() -> list[Device]:
     found: list[Device] = []
     raw = ffi.new("pye_device *")
     while lib.pye_get_device(len(found), raw) == lib.PYE_OK:
-        name, what, number = (
-            ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description, raw.device_id)
-        )
-        found.append(Device(name, what, number, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified)))
+        found.append(_described(raw))
     return found
+
+
+def find_device(name: str) -> Device:
+    """The one of this name as it is now; the others are not asked. Raises PyengineError: there is none."""
+    raw = ffi.new("pye_device *")
+    _check(lib.pye_find_device(name.encode(), raw))
+    return _described(raw)
+
+
+def _described(raw: Any) -> Device:
+    name, what, number = (
+        ffi.string(text).decode("utf-8", "replace") for text in (raw.name, raw.description, raw.device_id)
+    )
+    return Device(name, what, number, raw.free_bytes, raw.total_bytes, bool(raw.gpu), bool(raw.unified))
 
 
 @dataclass(frozen=True)
@@ -228,6 +239,11 @@ class NativeEngine:
         incomplete."""
         _check(lib.pye_use_bundle(self._open(), fsencode(path)))
 
+    def use_experts(self, n_expert_used: int) -> None:
+        """Routers choose so many experts for each token, as llama.cpp is told by an override of what the file says;
+        before start() and use_bundle(). Raises PyengineError: a layer has fewer."""
+        _check(lib.pye_use_experts(self._open(), n_expert_used))
+
     def start(self, ram_budget: int) -> None:
         """Make slots for `ram_budget` bytes. Raises BudgetError, MemoryError."""
         _check(lib.pye_start(self._open(), ram_budget))
@@ -269,11 +285,17 @@ class NativeEngine:
             addresses.append(address)
         return addresses
 
-    def set_vram_budget(self, vram_budget: int, gpu: int | None = None) -> None:
+    def set_vram_budget(self, vram_budget: int, gpu: int | None = None) -> int:
         """Change the bytes of slots in VRAM while the engine runs: on the GPU of this number, or on all, in proportion
-        of their experts. Raises BudgetError; MemoryError, after which nothing can be computed until a smaller budget
-        has been accepted."""
-        _check(lib.pye_set_vram_budget(self._open(), -1 if gpu is None else gpu, vram_budget))
+        of their experts. Returns the budget in force: less, if there turned out to be less memory. Raises BudgetError;
+        MemoryError if not even the least was there, after which nothing can be computed until a call succeeds."""
+        in_force = ffi.new("uint64_t *")
+        _check(lib.pye_set_vram_budget(self._open(), -1 if gpu is None else gpu, vram_budget, in_force))
+        return int(in_force[0])
+
+    def limit_vram(self, gpu: int, n_bytes: int) -> None:
+        """For tests: from the next budget on, this GPU has no more than so many bytes for slots."""
+        _check(lib.pye_limit_vram(self._open(), gpu, n_bytes))
 
     def fill_ram(self) -> None:
         """With a GPU: read experts into empty slots in RAM, best first, while the disk has nothing else to do. Returns

@@ -38,7 +38,7 @@ class PressureWatch:
         self,
         wanted: int,
         least: int,
-        apply: Callable[[int], None],
+        apply: Callable[[int], int | None],
         available: Callable[[], int] = available_memory,
         floor: Callable[[], int] = half_the_reserve,
         where: str = "",

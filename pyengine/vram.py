@@ -11,7 +11,7 @@ import llama_cpp
 
 from pyengine.budget import Budget, available_memory, check_wording, reserve, resolve
 from pyengine.errors import BudgetError, UsageError
-from pyengine.native import Device, GpuPart, ModelInfo, NativeEngine, devices
+from pyengine.native import Device, GpuPart, ModelInfo, NativeEngine, devices, find_device
 from pyengine.pressure import PressureWatch, half_the_reserve
 
 _log = logging.getLogger("pyengine")
@@ -27,9 +27,6 @@ _AMPLE, _AMPLE_BYTES = 1.5, 4 << 30
 #: Seconds between looks at how much memory a GPU has left. Many tokens are computed in a second,
 #: and a kernel that finds none ends the process.
 _PERIOD = 0.05
-
-#: If the GPU has less than it said, so much less is tried, until it fits.
-_LESS = 0.9
 
 _NAME = "vram_budget"
 
@@ -172,8 +169,7 @@ def _shares(given: Sequence[float] | None, names: Sequence[str], found: Sequence
 
 def find(name: str) -> Device:
     """The device of this name as it is now; of several names, with commas, all of them as one with their memory."""
-    known = {device.name: device for device in devices()}
-    found = [known[part] for part in name.split(",")]
+    found = [find_device(part) for part in name.split(",")]
     return replace(
         found[0],
         name=name,
@@ -235,6 +231,14 @@ def settle(native: NativeEngine, gpus: Gpus) -> None:
             _take(native, number, parts[number], wanted)
 
 
+def _take(native: NativeEngine, number: int, part: GpuPart, wanted: int) -> int:
+    """Returns the budget that is in force then, bytes."""
+    taken = native.set_vram_budget(wanted, number)
+    if taken < wanted:
+        _log.warning("%s has no %.1f MiB left for experts: taking %.1f MiB", part.name, wanted / 2**20, taken / 2**20)
+    return taken
+
+
 def _wanted(parts: Sequence[GpuPart], gpus: Gpus) -> list[int]:
     """Bytes of slots on each GPU."""
     room = [_room(part) // gpus.devices.count(part.name) for part in parts]
@@ -283,21 +287,6 @@ def shared(total: int, limits: Sequence[tuple[int, int]], room: Sequence[int]) -
     return taken
 
 
-def _take(native: NativeEngine, number: int, part: GpuPart, wanted: int) -> None:
-    while True:
-        try:
-            native.set_vram_budget(wanted, number)
-            return
-        except MemoryError:
-            if wanted == part.least_budget:
-                raise
-            less = max(part.least_budget, int(wanted * _LESS))
-            _log.warning(
-                "%s has no %.1f MiB left for experts: trying %.1f MiB", part.name, wanted / 2**20, less / 2**20
-            )
-            wanted = less
-
-
 def fill(native: NativeEngine, info: ModelInfo) -> None:
     """Every expert has a slot: begin to load all of them, as far as they are absent."""
     for layer in range(info.n_layer):
@@ -314,12 +303,14 @@ def watches(native: NativeEngine, changed: Callable[[], None]) -> list[PressureW
 def _watch(native: NativeEngine, number: int, part: GpuPart, changed: Callable[[], None]) -> PressureWatch:
     floor = half_the_reserve() if find(part.name).unified else _LEAST_LEFT // 2
 
-    def take(budget: int) -> None:
+    def take(budget: int) -> int:
         try:
-            _take(native, number, part, budget)
+            taken = _take(native, number, part, budget)
             changed()
+            return taken
         except MemoryError as error:  # the next token says so, too
             _log.error("%s: %s", part.name, error)
+            return 0
 
     return PressureWatch(
         part.budget_bytes,

@@ -312,6 +312,13 @@ typedef struct {
 /* The device of this number; PYE_E_ARGUMENT beyond the last. */
 PYE_API int32_t pye_get_device(uint32_t number, pye_device * out);
 
+/* The one of this name, as it is now; PYE_E_ARGUMENT if there is none. Others are not asked: some take memory to answer. */
+PYE_API int32_t pye_find_device(const char * name, pye_device * out);
+
+/* Before pye_start() and pye_use_bundle(): llama.cpp was told that routers choose so many experts for each token, not as many as
+ * the file says. PYE_E_ARGUMENT: a layer has fewer. */
+PYE_API int32_t pye_use_experts(pye_engine * engine, uint32_t n_expert_used);
+
 /* Once, before pye_start_on_gpu(): keep slots on, and compute experts with, the n ggml devices of these names, e.g. "CUDA0". Each
  * has the layers that llama.cpp gives it with split mode "layer", `shares` as llama_model_params.tensor_split (not all zero) and
  * `n_gpu_layers`: both must be the same there, or activations travel between devices for nothing. No GPU twice; the CPU may be,
@@ -342,8 +349,12 @@ PYE_API int32_t pye_get_gpu(const pye_engine * engine, uint32_t number, pye_gpu 
 PYE_API int32_t pye_start_on_gpu(pye_engine * engine, uint64_t vram_budget, uint64_t ram_budget);
 
 /* Change that of one GPU, or below zero of all, also while another thread decodes: it waits for the step in progress. All its
- * slots are made anew, empty. After PYE_E_MEMORY there are none, and computing fails until a call succeeds. */
-PYE_API int32_t pye_set_vram_budget(pye_engine * engine, int32_t gpu, uint64_t vram_budget);
+ * slots are made anew, empty. If there turns out to be less memory, less is taken; `*in_force` is the budget that is in force then,
+ * else `vram_budget`. PYE_E_MEMORY: not even the least was there; there are no slots, and computing fails until a call succeeds. */
+PYE_API int32_t pye_set_vram_budget(pye_engine * engine, int32_t gpu, uint64_t vram_budget, uint64_t * in_force);
+
+/* For tests: as if this GPU had no more than so many bytes for slots, from the next budget on. */
+PYE_API int32_t pye_limit_vram(pye_engine * engine, uint32_t gpu, uint64_t bytes);
 
 /* With a GPU: read experts into empty slots in RAM, those of highest priority first, while the disk has nothing else to do.
  * Returns at once. */

@@ -54,6 +54,20 @@ void expect_tier(const pye_engine * e, Tier tier) {
     }
 }
 
+void describe(ggml_backend_dev_t dev, pye_device * out) {
+    const auto             type  = ggml_backend_dev_type(dev);
+    ggml_backend_dev_props props = {};
+    ggml_backend_dev_get_props(dev, &props);
+    *out = {};
+    copy_text(ggml_backend_dev_name(dev), out->name, sizeof out->name);
+    copy_text(ggml_backend_dev_description(dev), out->description, sizeof out->description);
+    copy_text(props.device_id != nullptr ? props.device_id : "", out->device_id, sizeof out->device_id);
+    out->free_bytes  = props.memory_free;
+    out->total_bytes = props.memory_total;
+    out->unified     = type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+    out->gpu         = type == GGML_BACKEND_DEVICE_TYPE_GPU || out->unified;
+}
+
 } // namespace
 
 const char * pye_last_error(void) { return g_last_error.c_str(); }
@@ -112,21 +126,22 @@ int32_t pye_get_device(uint32_t number, pye_device * out) {
         if (number >= ggml_backend_dev_count()) {
             throw pye::Error(PYE_E_ARGUMENT, "there is no such device");
         }
-        ggml_backend_dev_t dev  = ggml_backend_dev_get(number);
-        const auto         type = ggml_backend_dev_type(dev);
-        size_t             free = 0, total = 0;
-        ggml_backend_dev_memory(dev, &free, &total);
-        *out = {};
-        copy_text(ggml_backend_dev_name(dev), out->name, sizeof out->name);
-        copy_text(ggml_backend_dev_description(dev), out->description, sizeof out->description);
-        ggml_backend_dev_props props = {};
-        ggml_backend_dev_get_props(dev, &props);
-        copy_text(props.device_id != nullptr ? props.device_id : "", out->device_id, sizeof out->device_id);
-        out->free_bytes  = free;
-        out->total_bytes = total;
-        out->unified     = type == GGML_BACKEND_DEVICE_TYPE_IGPU;
-        out->gpu         = type == GGML_BACKEND_DEVICE_TYPE_GPU || out->unified;
+        describe(ggml_backend_dev_get(number), out);
     });
+}
+
+int32_t pye_find_device(const char * name, pye_device * out) {
+    return guarded([&] {
+        ggml_backend_dev_t dev = ggml_backend_dev_by_name(name);
+        if (dev == nullptr) {
+            throw pye::Error(PYE_E_ARGUMENT, std::string("this llama.cpp has no device ") + name);
+        }
+        describe(dev, out);
+    });
+}
+
+int32_t pye_use_experts(pye_engine * e, uint32_t n_expert_used) {
+    return guarded([&] { e->engine->use_experts(n_expert_used); });
 }
 
 int32_t pye_use_gpus(pye_engine * e, const char * const * names, const float * shares, size_t n, int32_t n_gpu_layers) {
@@ -151,13 +166,22 @@ int32_t pye_start_on_gpu(pye_engine * e, uint64_t vram_budget, uint64_t ram_budg
     });
 }
 
-int32_t pye_set_vram_budget(pye_engine * e, int32_t gpu, uint64_t vram_budget) {
+int32_t pye_set_vram_budget(pye_engine * e, int32_t gpu, uint64_t vram_budget, uint64_t * in_force) {
     return guarded([&] {
         expect_tier(e, Tier::Vram);
         if (gpu >= 0 && static_cast<size_t>(gpu) >= e->engine->n_gpu()) {
             throw pye::Error(PYE_E_ARGUMENT, "no GPU " + std::to_string(gpu) + " is in use");
         }
-        e->engine->set_budget(vram_budget, gpu < 0 ? pye::Engine::kAll : static_cast<uint32_t>(gpu));
+        *in_force = e->engine->set_budget(vram_budget, gpu < 0 ? pye::Engine::kAll : static_cast<uint32_t>(gpu));
+    });
+}
+
+int32_t pye_limit_vram(pye_engine * e, uint32_t gpu, uint64_t bytes) {
+    return guarded([&] {
+        if (gpu >= e->engine->n_gpu()) {
+            throw pye::Error(PYE_E_ARGUMENT, "no GPU " + std::to_string(gpu) + " is in use");
+        }
+        e->engine->limit_vram(gpu, bytes);
     });
 }
 

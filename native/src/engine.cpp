@@ -5,6 +5,7 @@
 #include "error.h"
 #include "gpu_device.h"
 #include "layer_split.h"
+#include "quiet_kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +17,8 @@ namespace pye {
 namespace {
 
 constexpr size_t kEvents = 1 << 16;
+// If a GPU has less memory than it said, so much less is tried, until it fits.
+constexpr double kLess = 0.9;
 
 // All of them or none.
 std::vector<platform::File> open_files(const std::vector<std::string> & paths) {
@@ -38,6 +41,7 @@ std::vector<platform::File> open_files(const std::vector<std::string> & paths) {
 Engine::Engine(const std::string & path)
     : index_(read_expert_index(path)), buft_(expert_buffer_type(this)), events_(kEvents),
       owner_(platform::process_id()) {
+    filter_log();
     files_  = open_files(index_.paths);
     direct_ = std::all_of(files_.begin(), files_.end(), [](const platform::File & f) { return f.direct; });
 }
@@ -82,6 +86,19 @@ void Engine::use_gpus(const std::vector<std::string> & names, const std::vector<
     }
     index_.split_classes(split_layers(shares, index_.n_block, n_gpu_layers));
     gpus_ = std::move(gpus);
+}
+
+void Engine::use_experts(uint32_t n) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    check_fresh();
+    uint32_t narrowest = index_.n_expert;
+    for (const ExpertLayer & l : index_.layers) {
+        narrowest = std::min(narrowest, l.n_expert);
+    }
+    if (n == 0 || n > narrowest) {
+        throw Error(PYE_E_ARGUMENT, "expert_used_count must be 1 to " + std::to_string(narrowest) + " in this model");
+    }
+    index_.n_expert_used = n;
 }
 
 void Engine::start(uint64_t budget, uint64_t ram_budget) {
@@ -250,8 +267,15 @@ void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
             }
         }
     }
+    for (uint32_t g = 0; g < gpus_.size(); ++g) {
+        if (bytes_of(n_slot, g) > gpus_[g].limit) {
+            throw Error(PYE_E_MEMORY, std::string(ggml_backend_dev_name(gpus_[g].device)) + " may not take " +
+                                          std::to_string(bytes_of(n_slot, g)) + " bytes for expert slots");
+        }
+    }
     for (size_t c = 0; c < classes_.size(); ++c) {
-        if (classes_[c].memory == nullptr) {
+        if (classes_[c].memory == nullptr &&
+            n_slot[c] > 0) { // 0: that GPU could not take its memory, and still has none
             const ExpertLayer & shape = index_.layers[index_.classes[c].layers[0]];
             classes_[c].memory = std::make_unique<DeviceArena>(gpus_[index_.classes[c].gpu].device, shape, n_slot[c],
                                                                index_.n_expert_used);
@@ -267,12 +291,37 @@ void Engine::wait_for_streams() {
     streams_.clear();
 }
 
-void Engine::set_budget(uint64_t budget, uint32_t gpu) {
-    const auto lock = locked();
+uint64_t Engine::set_budget(uint64_t budget, uint32_t gpu) {
+    const auto lock = locked(); // to the end: what computes must not meet a GPU without slots
     check_usable();
-    const auto n_slot = slots_for(budget, gpu); // throws before anything is given up
+    auto n_slot = slots_for(budget, gpu); // throws before anything is given up
     prefetcher_->drain();
-    apply_budget(n_slot);
+    const uint64_t least = least_budget(gpu);
+    for (;;) {
+        try {
+            apply_budget(n_slot);
+            return budget;
+        } catch (const Error & e) {
+            if (e.code() != PYE_E_MEMORY || budget == least) {
+                throw;
+            }
+        }
+        budget = std::max(least, static_cast<uint64_t>(kLess * static_cast<double>(bytes_of(n_slot, gpu))));
+        n_slot = slots_for(budget, gpu);
+    }
+}
+
+void Engine::limit_vram(uint32_t gpu, uint64_t bytes) {
+    const auto lock  = locked();
+    gpus_[gpu].limit = bytes;
+}
+
+uint64_t Engine::bytes_of(const std::vector<uint32_t> & n_slot, uint32_t gpu) const {
+    uint64_t n = 0;
+    for (size_t i = 0; i < n_slot.size(); ++i) {
+        n += is_on(gpu, i) ? n_slot[i] * index_.classes[i].stride : 0;
+    }
+    return n;
 }
 
 void Engine::set_ram_tier(uint64_t budget) {
@@ -574,7 +623,19 @@ void Engine::hear(uint32_t layer, std::vector<int32_t> * ids) {
 
 void Engine::look_ahead(uint32_t layer, const std::vector<int32_t> & ids, const float * weights,
                         const std::vector<const float *> & gate_inputs, int64_t n_tokens) {
-    if (n_tokens > 1) {
+    if (n_tokens == 0) {
+        recording_.without_output();
+        return;
+    }
+    if (ids.size() != index_.n_expert_used * static_cast<size_t>(n_tokens)) {
+        // Right all the same, but nobody may learn from it: tables have room for as many as the model says.
+        if (!surprised_) {
+            surprised_ = true;
+            notice("routers choose " + std::to_string(ids.size() / static_cast<size_t>(n_tokens)) +
+                   " experts for each token where " + std::to_string(index_.n_expert_used) +
+                   " were expected; nothing is learned from them");
+        }
+    } else if (n_tokens > 1) {
         recording_.several();
     } else if (recording_.on()) {
         recording_.add(layer, ids.data(), weights, gate_inputs.empty() ? nullptr : gate_inputs[0]);

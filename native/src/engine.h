@@ -37,14 +37,18 @@ class Engine : public std::enable_shared_from_this<Engine> {
     void use_bundle(const std::string & path); // before start()
     // Likewise. `shares` and `n_gpu_layers`: see layer_split.h.
     void use_gpus(const std::vector<std::string> & names, const std::vector<float> & shares, int32_t n_gpu_layers);
+    // Likewise: llama.cpp was told that its routers choose so many experts for each token, not what the file says.
+    void use_experts(uint32_t n);
     void start(uint64_t budget, uint64_t ram_budget);
     void close(); // stops I/O; computing afterwards fails
     // Of slots: of all, shared by bytes, or on one GPU.
     static constexpr uint32_t kAll = UINT32_MAX;
-    void                      set_budget(uint64_t budget, uint32_t gpu = kAll);
-    void                      set_ram_tier(uint64_t budget); // of slots in RAM behind GPUs
-    void                      set_host_threads(int n);
-    void                      set_link_limit(uint64_t bytes_per_s) {
+    // Returns the budget that is in force: less than that one if the GPU turns out not to have so much memory.
+    uint64_t set_budget(uint64_t budget, uint32_t gpu = kAll);
+    void     limit_vram(uint32_t gpu, uint64_t bytes); // for tests: as if it had no more for slots
+    void     set_ram_tier(uint64_t budget);            // of slots in RAM behind GPUs
+    void     set_host_threads(int n);
+    void     set_link_limit(uint64_t bytes_per_s) {
         link_.limit(bytes_per_s);
         back_.limit(bytes_per_s);
     }
@@ -105,7 +109,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
     struct Gpu {
         ggml_backend_dev_t device, proxy;
-        uint64_t           ffns = 0; // computed
+        uint64_t           ffns  = 0; // computed
+        uint64_t           limit = UINT64_MAX;
     };
 
     // An expert FFN is being computed on a GPU.
@@ -127,6 +132,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::vector<uint32_t>        shared_out(uint64_t budget, std::vector<uint32_t> n, uint32_t gpu) const;
     void                         apply_budget(const std::vector<uint32_t> & n_slot);
     void                         take_vram(const std::vector<uint32_t> & n_slot); // throws Error(PYE_E_MEMORY)
+    uint64_t                     bytes_of(const std::vector<uint32_t> & n_slot, uint32_t gpu) const;
     void                         wait_for_streams();
     uint32_t                     least_slots(const ShapeClass & c) const;
     uint64_t                     least_budget(uint32_t gpu = kAll) const;
@@ -155,8 +161,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
     Replay                                     replay_;
     Recording                                  recording_;
     Timeline                                   timeline_;
-    pye_stats                                  stats_  = {};
-    bool                                       closed_ = false;
+    pye_stats                                  stats_     = {};
+    bool                                       closed_    = false;
+    bool                                       surprised_ = false; // by how many experts routers choose
     std::unique_ptr<RamFill>                   fill_;
     int64_t                                    owner_ = 0; // process that opened us
 

@@ -85,13 +85,12 @@ void ExpertFfn::set_abort_callback(ggml_abort_callback callback, void * data) {
 }
 
 ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
-    Engine * engine = nullptr;
+    Engine * const engine = engine_of(graph);
+    if (engine == nullptr) {
+        return ggml_backend_graph_compute(cpu_, graph);
+    }
     try {
         find_chains(graph, &chains_);
-        if (chains_.empty()) {
-            return ggml_backend_graph_compute(cpu_, graph);
-        }
-        engine          = chains_[0].binding->engine;
         const auto lock = engine->locked();
         engine->check_usable();
         if (engine->gpu() != nullptr) {
@@ -106,15 +105,14 @@ ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
     } catch (const Aborted &) {
         return GGML_STATUS_ABORTED;
     } catch (const Error & e) {
-        if (engine != nullptr) {
-            engine->fail(e.code(), e.what());
-        }
+        engine->fail(e.code(), e.what());
         return GGML_STATUS_FAILED;
     } catch (const std::bad_alloc &) {
-        if (engine != nullptr) {
-            engine->fail(PYE_E_MEMORY, "out of memory while computing experts");
-        }
+        engine->fail(PYE_E_MEMORY, "out of memory while computing experts");
         return GGML_STATUS_ALLOC_FAILED;
+    } catch (const std::exception & e) { // llama.cpp's C cannot pass it on
+        engine->fail(PYE_E_STATE, e.what());
+        return GGML_STATUS_FAILED;
     }
 }
 

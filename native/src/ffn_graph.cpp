@@ -146,6 +146,15 @@ bool belongs_to_expert_ffn(const ggml_tensor * t) {
     return (t->op == GGML_OP_NONE && binding_of(t) != nullptr) || is_rows(t) || is_rank(t) || is_sum(t);
 }
 
+Engine * engine_of(ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        if (is_expert_matmul(ggml_graph_node(graph, i))) {
+            return binding_of(ggml_graph_node(graph, i)->src[0])->engine;
+        }
+    }
+    return nullptr;
+}
+
 void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains) {
     chains->clear();
     const int n = ggml_graph_n_nodes(graph);

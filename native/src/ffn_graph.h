@@ -62,6 +62,9 @@ struct RankSum {
 // Whether two tensors share memory.
 bool overlap(const ggml_tensor * a, const ggml_tensor * b);
 
+// Whose experts a graph needs; nullptr: nobody's.
+Engine * engine_of(ggml_cgraph * graph);
+
 // The chains of a graph in order, into a vector that the caller keeps: this runs for every layer of every token.
 // Throws Error(PYE_E_UNSUPPORTED) if a multiplication has a form that no pass can compute.
 void find_chains(ggml_cgraph * graph, std::vector<FfnChain> * chains);

@@ -122,41 +122,51 @@ void GpuStream::set_abort_callback(ggml_abort_callback callback, void * data) {
 }
 
 ggml_status GpuStream::compute(ggml_cgraph * graph) {
-    Engine * engine = nullptr;
+    Engine * const engine = engine_of(graph);
+    if (engine == nullptr) {
+        return ggml_backend_graph_compute_async(gpu_.get(), graph);
+    }
     try {
-        // It looks at every node's readers, of which whole graphs have many.
-        if (graph->uid == 0 || graph->uid != chains_uid_) {
-            chains_uid_ = 0;
-            find_chains(graph, &chains_);
-            chains_uid_ = graph->uid;
-        }
-        if (chains_.empty()) {
-            return ggml_backend_graph_compute_async(gpu_.get(), graph);
-        }
-        engine          = chains_[0].binding->engine;
+        look_at(graph);
         const auto lock = engine->locked();
         engine->check_usable();
         engine_ = engine;
-        run(graph);
+        if (chains_.empty()) {
+            submit(graph);
+        } else {
+            run(graph);
+        }
+        if (ends_early_) {
+            engine->recording_.without_output();
+        }
         return GGML_STATUS_SUCCESS;
     } catch (const Aborted &) {
         return GGML_STATUS_ABORTED;
     } catch (const Error & e) {
-        if (engine != nullptr) {
-            engine->fail(e.code(), e.what());
-        }
+        engine->fail(e.code(), e.what());
         return GGML_STATUS_FAILED;
     } catch (const std::bad_alloc &) {
-        if (engine != nullptr) {
-            engine->fail(PYE_E_MEMORY, "out of memory while computing experts");
-        }
+        engine->fail(PYE_E_MEMORY, "out of memory while computing experts");
         return GGML_STATUS_ALLOC_FAILED;
     } catch (const std::exception & e) { // llama.cpp's C cannot pass it on
-        if (engine != nullptr) {
-            engine->fail(PYE_E_STATE, e.what());
-        }
+        engine->fail(PYE_E_STATE, e.what());
         return GGML_STATUS_FAILED;
     }
+}
+
+// The expert FFNs of a graph. Looking at every node's readers takes its time, for whole graphs have many.
+void GpuStream::look_at(ggml_cgraph * graph) {
+    if (graph->uid != 0 && graph->uid == chains_uid_) {
+        return;
+    }
+    chains_uid_ = 0;
+    find_chains(graph, &chains_);
+    // llama.cpp drops tokens without output before the last layer, which can leave none: nodes without rows compute nothing.
+    const auto none =
+        std::remove_if(chains_.begin(), chains_.end(), [](const FfnChain & c) { return c.n_tokens() == 0; });
+    ends_early_ = none != chains_.end();
+    chains_.erase(none, chains_.end());
+    chains_uid_ = graph->uid;
 }
 
 void GpuStream::run(ggml_cgraph * graph) {

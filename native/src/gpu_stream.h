@@ -76,6 +76,7 @@ class GpuStream {
         ggml_tensor *node, *weight, *ids;
     };
 
+    void     look_at(ggml_cgraph * graph);
     void     run(ggml_cgraph * graph);
     void     run_token(ggml_cgraph * graph);
     void     run_tokens(ggml_cgraph * graph);
@@ -113,10 +114,11 @@ class GpuStream {
     Engine *                      engine_     = nullptr; // of the graph being computed; its lock is held
 
     std::vector<FfnChain> chains_;
-    uint64_t              chains_uid_ = 0; // of the graph that they are of
-    std::vector<Ffn>      ffns_;           // by chain
-    std::vector<size_t>   partly_;         // chains whose layers are not whole
-    bool                  alone_;          // one token
+    uint64_t              chains_uid_ = 0;     // of the graph that they are of
+    bool                  ends_early_ = false; // there is an FFN without tokens, which is none of them
+    std::vector<Ffn>      ffns_;               // by chain
+    std::vector<size_t>   partly_;             // chains whose layers are not whole
+    bool                  alone_;              // one token
     // The same graph, computed in the same form, has the same pieces and tensors: the GPU's back-end need not look again.
     std::vector<Piece>         pieces_;
     std::vector<uint64_t>      form_;

@@ -174,6 +174,10 @@ std::vector<uint32_t> LayerStep::next() {
     if (!failure_.empty()) {
         throw Error(PYE_E_FILE, "expert load failed: " + failure_);
     }
+    if (ready_.empty() && !waiting_.empty()) { // never computed without them
+        throw Error(PYE_E_BUDGET, "layer " + std::to_string(number_) + " needs " + std::to_string(waiting_.size()) +
+                                      " more expert slots than there are");
+    }
     std::vector<uint32_t> group;
     group.swap(ready_);
     std::sort(group.begin(), group.end(), [this](uint32_t a, uint32_t b) { return slot_of(a) < slot_of(b); });

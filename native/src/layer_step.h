@@ -34,7 +34,7 @@ class LayerStep {
     bool wants_slots() const { return !waiting_.empty(); }
 
     // The experts that can be computed now, in slot order, pinned. Blocks until there is one; empty when all are done.
-    // Throws Error if a load failed.
+    // Throws Error if a load failed, and if what is handed out holds all slots while others wait.
     std::vector<uint32_t> next();
     // Their kernels have finished: unpin, and use freed slots for experts that wait.
     void computed(const std::vector<uint32_t> & experts);

@@ -58,6 +58,15 @@ class Recording {
         last_ = kNone;
     }
 
+    // The last token has no output that anybody wants, so its last layer was not computed: it is none of those to keep.
+    void without_output() {
+        if (last_ != kNone) {
+            --n_token_;
+            resize(std::min(n_token_, kMostTokens));
+        }
+        last_ = kNone;
+    }
+
     // The oldest tokens, up to `capacity`; returns how many. Each array may be nullptr. Only between two computations.
     size_t take(uint16_t * ids, uint16_t * weights, uint16_t * inputs, size_t capacity) {
         several();

@@ -2,6 +2,7 @@
 
 #include "checksum.h"
 #include "error.h"
+#include "quiet_kernels.h"
 #include "scratch.h"
 
 #include "ggml-backend-impl.h"
@@ -106,6 +107,7 @@ void SlotArena::repack(const Matrix & m, int64_t ne1, const uint8_t * bytes, uin
     t.nb[0]           = ggml_type_size(m.type);
     t.nb[1]           = ggml_row_size(m.type, m.ne0);
     t.nb[2] = t.nb[3] = t.nb[1] * ne1;
+    const QuietKernels quiet;
     m.buffer->iface.set_tensor(m.buffer, &t, bytes, 0, t.nb[2]);
 }
 

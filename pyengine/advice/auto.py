@@ -25,6 +25,7 @@ class AutoPolicy:
     Args:
         model: its GGUF file, of a split model the first.
         learned: the file of the policy learned for it; None: there is none.
+        experts_used: by a token, where it is not as the file says: such runs learn apart.
 
     Attributes:
         profile: what earlier runs have left; None: nothing.
@@ -32,14 +33,20 @@ class AutoPolicy:
     """
 
     def __init__(
-        self, native: NativeEngine, info: ModelInfo, log: RoutingLog, model: Path, learned: Path | None = None
+        self,
+        native: NativeEngine,
+        info: ModelInfo,
+        log: RoutingLog,
+        model: Path,
+        learned: Path | None = None,
+        experts_used: int | None = None,
     ) -> None:
         self._info = info
         self._owner = os.getpid()
         self._path: Path | None = None
         self.profile: Profile | None = None
         with contextlib.suppress(OSError):  # the model file was removed meanwhile
-            self._path = profile_file(model)
+            self._path = profile_file(model, experts_used)
             self.profile = load_profile(self._path, info)
         judged = self.profile is not None and self.profile.policy in candidates(learned)
         first = self.profile.policy if self.profile is not None and judged else DEFAULT_POLICY

@@ -56,12 +56,14 @@ class Profile:
     None: nobody has looked"""
 
 
-def profile_file(model: Path) -> Path:
+def profile_file(model: Path, experts_used: int | None = None) -> Path:
     """Where the profile of this model file (of a split model: its first) is kept; files of the same name and size still
-    differ by their metadata. Raises OSError: no such model."""
+    differ by their metadata. `experts_used`: by a token, if llama.cpp is told another number than the file says.
+    Raises OSError: no such model."""
     with model.open("rb") as file:
         digest = hashlib.blake2b(file.read(_HEAD), digest_size=8).hexdigest()
-    return cache_dir() / "profiles" / f"{model.stem}-{model.stat().st_size:x}-{digest}.npz"
+    apart = "" if experts_used is None else f"-{experts_used}used"
+    return cache_dir() / "profiles" / f"{model.stem}-{model.stat().st_size:x}-{digest}{apart}.npz"
 
 
 def load_profile(path: Path, info: ModelInfo) -> Profile | None:

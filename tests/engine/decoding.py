@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,7 @@ class Model:
 
     devices: addresses of the ggml_backend_devices that layers go to, divided by `split`; none: the CPU.
     plain: weights as they are in the file, and not in the layouts that the CPU's kernels prefer.
+    metadata: what llama.cpp is told in the place of numbers in the file, GGUF key -> value.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Model:
         devices: Sequence[int] = (),
         split: Sequence[float] = (),
         plain: bool = False,
+        metadata: Mapping[str, int] | None = None,
     ) -> None:
         """Raises RuntimeError when llama.cpp refuses the model."""
         llama_cpp.llama_backend_init()
@@ -75,6 +77,12 @@ class Model:
         if devices:
             params.devices = ctypes.cast(listed, ctypes.c_void_p)
             params.tensor_split = shares
+        numbers = (llama_cpp.llama_model_kv_override * (len(metadata or {}) + 1))()  # an empty key ends the list
+        for number, (key, value) in zip(numbers, (metadata or {}).items(), strict=False):
+            number.key, number.tag = key.encode(), llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT
+            number.value.val_i64 = value
+        if metadata:
+            params.kv_overrides = numbers
         overrides = (_BufferOverride * 2)()  # the second one ends the list
         if engine is not None:
             overrides[0].pattern, overrides[0].buft = _EXPERT_WEIGHTS, engine.buffer_type

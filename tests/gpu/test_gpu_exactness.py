@@ -118,6 +118,20 @@ def test_random_advice_changes_nothing(generated_model: ModelFactory) -> None:
     assert_same_bits(np.concatenate(got), wanted)
 
 
+@pytest.mark.parametrize("used", [1, 3, 12])
+def test_another_number_of_experts_than_the_file_says(generated_model: ModelFactory, used: int) -> None:
+    facts = generated_model("many-experts")
+    metadata = {f"{facts.arch}.expert_used_count": used}
+    with Model(facts.path, plain=True, metadata=metadata) as model, model.context() as context:
+        wanted = context.run(SCRIPT)
+    for share in (0.0, 0.4, 1.0):
+        with placed(facts.path, share, experts_used=used) as (engine, model), model.context() as context:
+            got = context.run(SCRIPT)
+            assert engine.info.n_expert_used == used
+        assert_same_bits(got[:ALONE], wanted[:ALONE])
+        assert (error := nmse(got[ALONE:], wanted[ALONE:])) < 1e-6, f"NMSE {error:.2g} at {share}"
+
+
 def test_the_budget_can_change_while_it_runs(generated_model: ModelFactory) -> None:
     facts = generated_model("many-experts")
     script = random_script([1] * 50, N_VOCAB, seed=7)

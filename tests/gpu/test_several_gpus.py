@@ -117,6 +117,30 @@ def test_budgets_change_while_it_runs(generated_model: ModelFactory) -> None:
     assert_same_bits(np.concatenate(got), wanted)
 
 
+def test_one_that_could_not_take_its_memory_does_not_end_the_others(generated_model: ModelFactory) -> None:
+    facts = generated_model("llama-q4_0")
+    script = SCRIPT[:ALONE]
+    wanted = _stock(facts.path, script)
+    with placed(facts.path, 0.5, 1.0, SPLIT) as (engine, model), model.context() as context:
+        context.run(script)
+        context.clear()
+        engine.limit_vram(0, 0)
+        with pytest.raises(MemoryError, match="CPU may not take"):
+            engine.set_vram_budget(engine.gpus()[0].slot_bytes, 0)
+        for share in (1.0, 0.6):
+            engine.set_vram_budget(int(share * engine.gpus()[1].slot_bytes), 1)
+            assert engine.gpus()[0].slots == 0 < engine.gpus()[1].slots
+            with pytest.raises(RuntimeError):
+                context.run(script)
+            assert isinstance(engine.take_failure(), MemoryError)
+        engine.limit_vram(0, engine.gpus()[0].least_budget)
+        assert engine.set_vram_budget(engine.gpus()[0].slot_bytes, 0) < engine.gpus()[0].slot_bytes
+        assert engine.gpus()[0].budget_bytes == engine.gpus()[0].least_budget
+        context.clear()
+        got = context.run(script)
+    assert_same_bits(got, wanted)
+
+
 def test_a_failing_disk_is_an_error_and_no_wrong_token(generated_model: ModelFactory) -> None:
     facts = generated_model("llama-q4_0")
     script = SCRIPT[:ALONE]

@@ -38,6 +38,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     def free(size: int, unified: bool = False) -> Device:
         device = Device("CPU", "a small card", "", size, 24 << 30, gpu=True, unified=unified)
         monkeypatch.setattr(vram, "devices", lambda: [device])
+        monkeypatch.setattr(vram, "find_device", lambda name: device)
         return device
 
     return free
