@@ -131,7 +131,7 @@ class ExpertEngine:
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
         self._budget_changed()
-        self._watch([PressureWatch(wanted, self._info.least_budget, self._apply)])
+        self._watch([PressureWatch(wanted, self._info.least_budget, self._apply, changed=self._budget_changed)])
 
     def _watch(self, watches: list[PressureWatch]) -> None:
         """These instead of those before."""
@@ -208,19 +208,21 @@ class ExpertEngine:
             self._gpu = gpu
             return
         wanted = self._resolve(ram_budget)
-        self._wanted = ram_budget
         if not self._watches:
             self._apply(wanted)
         for watch in self._watches:
             watch.set_wanted(wanted)
+        self._wanted = ram_budget
+        self._budget_changed()
 
-    def _apply(self, budget: int) -> None:
-        """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold."""
+    def _apply(self, budget: int) -> int:
+        """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold. Returns what is
+        in force, not rounded to slots: what was asked for."""
         grows = budget > self._native.stats()["budget_bytes"]
         self._native.set_ram_budget(budget)
-        self._budget_changed()
         if grows and self._auto is not None:
             self._auto.refill()
+        return budget
 
     def _resolve(self, ram_budget: Budget) -> int:
         from pyengine.budget import available_memory
