@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -75,7 +76,8 @@ class ExpertEngine:
         self._wanted = ram_budget
         self._gpu = gpu
         self._watches: list[PressureWatch] = []
-        self._advised = False
+        self._advising = threading.Lock()
+        self._not_advised = [ExpertEngine._begin_policy, ExpertEngine._begin_looking_ahead]
         self._native = NativeEngine(path)
         try:
             info = self._native.info
@@ -150,15 +152,24 @@ class ExpertEngine:
             return
         if self._gpu is not None:
             self._native.fill_ram()
-        if not self._advised:
-            self._advised = True
-            self._advise()
+        self._advise()
 
     def _advise(self) -> None:
+        """Once, though the watches of several GPUs and the user come here at the same time. What fails is left to the
+        next change of the budget."""
+        with self._advising:
+            while self._not_advised:
+                with self.routing_log.all_or_none():
+                    self._not_advised[0](self)
+                del self._not_advised[0]
+
+    def _begin_policy(self) -> None:
         if self._policy == "auto":
             self._auto = AutoPolicy(self._native, self._info, self.routing_log, self._path, self._learned)
         elif self._policy != "lru":  # the engine's own
             Keeper(self._native, self._info, self.routing_log, self._policy, self._learned)
+
+    def _begin_looking_ahead(self) -> None:
         self._foresight = foresight.look_ahead(self._native, self._info, self._path, self._look_ahead)
         if self._look_ahead != "off":
             profile = None if self._auto is None else self._auto.profile
