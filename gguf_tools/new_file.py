@@ -1,10 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all.
+
+One that takes another's place stands for it, as with pyengine.whole_file, which these tools do without: symbolic links
+go on leading to it; its mode and, where root writes, its owner stay.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +26,7 @@ def new_file(path: Path, n_bytes: int, *, force: bool = False) -> Iterator[Binar
     Until then it has a temporary name in the same folder, which no error and no Ctrl-C leaves behind.
 
     Args:
-        path: the name it will have.
+        path: the name it will have, or a link to that.
         n_bytes: how large it will be, to see beforehand whether it fits the disk.
         force: replace a file of that name.
 
@@ -29,6 +34,7 @@ def new_file(path: Path, n_bytes: int, *, force: bool = False) -> Iterator[Binar
         RequestError: the name is taken, or is no regular file's, or the disk is too full.
         OSError: writing failed.
     """
+    path = Path(os.path.realpath(path))
     check_free(path, force=force)
     folder = path.parent
     free = shutil.disk_usage(folder).free
@@ -37,6 +43,7 @@ def new_file(path: Path, n_bytes: int, *, force: bool = False) -> Iterator[Binar
     temporary = folder / f".{path.name}.{os.getpid()}.part"
     try:  # from here on: Ctrl-C may arrive as soon as the file is there
         with temporary.open("wb", buffering=_BUFFER) as file:
+            _stand_for(path, file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -52,6 +59,14 @@ def new_file(path: Path, n_bytes: int, *, force: bool = False) -> Iterator[Binar
             os.fsync(entry)
         finally:
             os.close(entry)
+
+
+def _stand_for(path: Path, descriptor: int) -> None:
+    if path.exists():
+        old = path.stat()
+        with contextlib.suppress(OSError):
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
 
 def check_free(path: Path, *, force: bool) -> None:

@@ -92,7 +92,7 @@ def consider(engine: ExpertEngine | None, model: Path, cap: str = DEFAULT_CAP) -
     target = place_for(model)
     partial = partial_of(target)
     there = _on_disk(partial)
-    free = shutil.disk_usage(target.parent)
+    free = shutil.disk_usage(partial.parent)
     keep = max(_LEAST_FREE, int(_LEAST_FREE_SHARE * free.total))
     missing = n_bytes - there
     if free.free - missing < keep:

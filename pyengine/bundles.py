@@ -10,6 +10,7 @@ from pathlib import Path
 from pyengine.cache import cache_dir
 from pyengine.errors import ModelFileError, StaleBundleError, UsageError
 from pyengine.native import NativeEngine
+from pyengine.whole_file import behind_links
 
 _log = logging.getLogger("pyengine")
 
@@ -38,7 +39,9 @@ def cache_folder() -> Path:
 
 
 def partial_of(bundle: Path) -> Path:
-    """The name a bundle has until it is whole."""
+    """The name a bundle has until it is whole; where the bundle is a link, beside the file that it leads to. Raises
+    OSError."""
+    bundle = behind_links(bundle)
     return bundle.with_name(bundle.name + PARTIAL_SUFFIX)
 
 
@@ -52,7 +55,7 @@ def place_for(model: Path) -> Path:
     or the package keeps its own files. Raises OSError."""
     path = beside(model)
     ours = path.parent.resolve() == Path(__file__).resolve().parent / "data"
-    if os.access(path.parent, os.W_OK) and not ours:
+    if os.access(behind_links(path).parent, os.W_OK) and not ours:
         return path
     path = in_cache(model)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,7 +80,8 @@ class ExpertEngine:
         self._wanted = ram_budget
         self._gpu = gpu
         self._watches: list[PressureWatch] = []
-        self._advised = False
+        self._advising = threading.Lock()
+        self._not_advised = [ExpertEngine._begin_policy, ExpertEngine._begin_looking_ahead]
         self._native = NativeEngine(path)
         try:
             info = self._native.info
@@ -137,7 +139,7 @@ class ExpertEngine:
         wanted = self._resolve(self._wanted)
         self._native.set_ram_budget(wanted)
         self._budget_changed()
-        self._watch([PressureWatch(wanted, self._info.least_budget, self._apply)])
+        self._watch([PressureWatch(wanted, self._info.least_budget, self._apply, changed=self._budget_changed)])
 
     def _watch(self, watches: list[PressureWatch]) -> None:
         """These instead of those before."""
@@ -156,17 +158,26 @@ class ExpertEngine:
             return
         if self._gpu is not None:
             self._native.fill_ram()
-        if not self._advised:
-            self._advised = True
-            self._advise()
+        self._advise()
 
     def _advise(self) -> None:
+        """Once, though the watches of several GPUs and the user come here at the same time. What fails is left to the
+        next change of the budget."""
+        with self._advising:
+            while self._not_advised:
+                with self.routing_log.all_or_none():
+                    self._not_advised[0](self)
+                del self._not_advised[0]
+
+    def _begin_policy(self) -> None:
         if self._policy == "auto":
             self._auto = AutoPolicy(
                 self._native, self._info, self.routing_log, self._path, self._learned, self._experts_used
             )
         elif self._policy != "lru":  # the engine's own
             Keeper(self._native, self._info, self.routing_log, self._policy, self._learned)
+
+    def _begin_looking_ahead(self) -> None:
         self._foresight = foresight.look_ahead(self._native, self._info, self._path, self._look_ahead)
         if self._look_ahead != "off":
             profile = None if self._auto is None else self._auto.profile
@@ -216,19 +227,21 @@ class ExpertEngine:
             self._gpu = gpu
             return
         wanted = self._resolve(ram_budget)
-        self._wanted = ram_budget
         if not self._watches:
             self._apply(wanted)
         for watch in self._watches:
             watch.set_wanted(wanted)
+        self._wanted = ram_budget
+        self._budget_changed()
 
-    def _apply(self, budget: int) -> None:
-        """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold."""
+    def _apply(self, budget: int) -> int:
+        """A new budget, bytes; slots that it adds are filled before somebody needs what they will hold. Returns what is
+        in force, not rounded to slots: what was asked for."""
         grows = budget > self._native.stats()["budget_bytes"]
         self._native.set_ram_budget(budget)
-        self._budget_changed()
         if grows and self._auto is not None:
             self._auto.refill()
+        return budget
 
     def _resolve(self, ram_budget: Budget) -> int:
         from pyengine.budget import available_memory

@@ -305,12 +305,10 @@ def _watch(native: NativeEngine, number: int, part: GpuPart, changed: Callable[[
 
     def take(budget: int) -> int:
         try:
-            taken = _take(native, number, part, budget)
-            changed()
-            return taken
+            return _take(native, number, part, budget)
         except MemoryError as error:  # the next token says so, too
             _log.error("%s: %s", part.name, error)
-            return 0
+            return 0  # until some is free again
 
     return PressureWatch(
         part.budget_bytes,
@@ -320,6 +318,7 @@ def _watch(native: NativeEngine, number: int, part: GpuPart, changed: Callable[[
         lambda: floor,
         part.name,
         _PERIOD,
+        changed,
     )
 
 

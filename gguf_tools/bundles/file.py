@@ -62,9 +62,3 @@ def drop_cached(descriptor: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new name in the folder last; not every file system can."""
-    with contextlib.suppress(OSError), opened(folder, os.O_RDONLY, direct=False) as descriptor:
-        os.fsync(descriptor)

@@ -13,11 +13,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from gguf_tools.bundles.file import drop_cached, open_file, sync_folder, write_all
+from gguf_tools.bundles.file import drop_cached, open_file, write_all
 from gguf_tools.bundles.format import MAGIC, BundleError, Tables, read_tables
 from gguf_tools.errors import GgufToolsError, RequestError
 from pyengine.bundles import SUFFIX, partial_of
 from pyengine.locked_file import open_locked
+from pyengine.whole_file import behind_links, stand_for, sync_folder
 
 
 class BusyError(GgufToolsError):
@@ -84,9 +85,11 @@ class PartialBundle:
     def finish(self) -> None:
         """All records are there: give the file its name. Raises OSError."""
         self.checkpoint(self.tables.n_total)
+        target = behind_links(self.target)
+        stand_for(target, self._sync)
         os.fsync(self._sync)
-        os.replace(self.path, self.target)
-        sync_folder(self.target.parent)
+        os.replace(self.path, target)
+        sync_folder(target.parent)
 
     def discard_if_empty(self) -> None:
         """Remove the file if nothing in it is worth keeping."""

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from pyengine.batch.lines import KEY_PREFIX, split_key
 from pyengine.errors import UsageError
 from pyengine.locked_file import open_locked
-from pyengine.whole_file import written_whole
+from pyengine.whole_file import behind_links, sync_folder, written_whole
 
 #: The longest time for which finished answers may be lost to a power failure. (A killed process loses none.)
 SYNC_S = 1.0
@@ -58,7 +58,7 @@ class AnswersFile:
             AnswersError: it is in use, or not an answers file.
             OSError: it cannot be opened, read or written.
         """
-        self._path = path
+        path = self._path = behind_links(path)
         self._made = not path.exists()
         self._descriptor = _locked(path)
         self._synced_at = time.monotonic()
@@ -72,7 +72,7 @@ class AnswersFile:
                 for line in self._forgotten:
                     del self.answered.digests[line]
             if self._made:
-                _sync_folder(path)
+                sync_folder(path.parent)
         except BaseException:
             self.close()
             raise
@@ -242,12 +242,3 @@ def _foreign(path: Path, number: int) -> AnswersError:
     return AnswersError(
         f"{path}: line {number} was not written by pyengine batch; name another file, or --overwrite this one"
     )
-
-
-def _sync_folder(path: Path) -> None:
-    """Make sure that the new file's name survives a power failure too."""
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -92,6 +93,16 @@ class RoutingLog:
         self._lost = self._native.stats()["events_lost"]
         self._listeners.append(listener)
         self._last = time.perf_counter()
+
+    @contextlib.contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Who begins to listen inside is told nothing if something fails there."""
+        n = len(self._listeners)
+        try:
+            yield
+        except BaseException:
+            del self._listeners[n:]
+            raise
 
     def expect(self, shares: Sequence[int]) -> None:
         """The next computation has so many tokens of each of some texts. Only who computes them together knows."""

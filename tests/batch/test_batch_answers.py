@@ -143,6 +143,23 @@ def test_the_file_that_retrying_puts_in_place_is_locked_too(path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_retrying_rewrites_the_file_behind_a_link(path, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "elsewhere" / "file"
+    write(file, entry(1), entry(2, error=FAILED), entry(3))
+    file.chmod(0o600)
+    path.symlink_to(file)
+    with AnswersFile(path, retry_failed=True) as answers:
+        answers.begin()
+        for name in (path, file):
+            with pytest.raises(AnswersError, match="in use"):
+                AnswersFile(name)
+        answers.add(entry(2))
+    assert path.is_symlink() and keys(file) == [entry(number)["id"] for number in (1, 3, 2)]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(file.parent) == ["file"]
+
+
 def test_a_disk_that_is_full_leaves_whole_lines(path, monkeypatch):
     write(path, entry(1))
     whole = path.read_bytes()
@@ -168,6 +185,13 @@ def test_a_batch_without_an_answer_leaves_no_file(path):
     path.touch()
     write(path)
     assert path.exists()
+
+
+def test_a_batch_without_an_answer_leaves_a_link_as_it_was(path, tmp_path):
+    path.symlink_to("later")
+    write(path)
+    assert path.is_symlink() and not path.exists()
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_a_device_is_only_written_to():

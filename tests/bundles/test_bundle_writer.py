@@ -76,6 +76,21 @@ def test_killed_in_the_middle_and_continued(after: int, pair: Pair, tmp_path: Pa
     assert not partial_of(target).exists()
 
 
+def test_a_link_to_a_shelf_is_kept_and_the_shelf_gets_the_bundle(pair: Pair, tmp_path: Path) -> None:
+    shelf, target = tmp_path / "shelf", tmp_path / "linked.bundle"
+    shelf.mkdir()
+    (shelf / "old.bundle").write_bytes(pair.bundle.read_bytes())
+    (shelf / "old.bundle").chmod(0o640)
+    target.symlink_to(shelf / "old.bundle")
+    with child(9, "kill", "bundle", pair.model, "-o", target, "--force") as process:
+        process.communicate(timeout=120)
+    assert os.listdir(shelf) != ["old.bundle"], "what is unfinished is on the shelf's disk"
+    kept, _ = resume(pair.model, target)
+    assert kept > 0 and target.is_symlink()
+    assert os.listdir(shelf) == ["old.bundle"] and (shelf / "old.bundle").stat().st_mode & 0o777 == 0o640
+    assert target.read_bytes() == pair.bundle.read_bytes()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_signals_keep_what_is_done(number: int, code: int, pair: Pair, tmp_path: Path) -> None:
     target = tmp_path / "stopped.bundle"

@@ -16,6 +16,7 @@ from models.fixtures import ModelFactory
 from models.vocabulary import N_VOCAB
 
 from pyengine import Llama, pressure
+from pyengine.errors import UsageError
 from pyengine.pressure import PressureWatch
 
 from .decoding import random_script
@@ -41,15 +42,22 @@ class Machine:
     def __init__(self, others: int, total: int = 20_000) -> None:
         self.total, self.others, self.ours = total, others, WANTED
         self.applied: list[int] = []
+        self.asked = 0
+        self.refuses: Exception | None = None
+        self.gives: int | None = None  # whatever is asked for
         self.watch = PressureWatch(WANTED, LEAST, self.apply, lambda: self.available)
 
     @property
     def available(self) -> int:
         return self.total - self.others - self.ours
 
-    def apply(self, budget: int) -> None:
-        self.applied.append(budget)
-        self.ours = budget
+    def apply(self, budget: int) -> int:
+        self.asked += 1
+        if self.refuses is not None:
+            raise self.refuses
+        self.ours = budget if self.gives is None else self.gives
+        self.applied.append(self.ours)
+        return self.ours
 
     def look(self, times: int = 1) -> list[int]:
         """The budgets applied by that many looks."""
@@ -182,6 +190,139 @@ def test_a_watch_that_never_started_stops() -> None:
     PressureWatch(WANTED, LEAST, lambda _: None, lambda: 0).stop()
 
 
+def test_a_budget_that_was_refused_is_not_the_one_in_force() -> None:
+    machine = Machine(others=15_000)
+    machine.refuses = MemoryError("no")
+    with pytest.raises(MemoryError):
+        machine.look()
+    machine.refuses = None
+    assert machine.look() == Machine(others=15_000).look(), "still short, so asked again at once"
+
+
+def test_the_user_hears_of_a_refusal_and_the_choice_before_holds() -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    machine.refuses = MemoryError("no")
+    with pytest.raises(MemoryError, match="no"):
+        machine.watch.set_wanted(12_000)
+    machine.refuses = None
+    machine.others = 0
+    machine.look(1000)
+    assert machine.ours == WANTED
+
+
+def test_what_was_taken_counts_not_what_was_asked() -> None:
+    machine = Machine(others=15_000)
+    machine.gives = 6000  # no less could be had
+    machine.look()
+    machine.gives = None
+    machine.others = 20_000 - 6000 - FLOOR + 100
+    assert machine.look() == [6000 - 100 - FLOOR // 2], "counted from what is in force"
+
+
+@pytest.mark.parametrize("refusal", ["raises", "gives nothing"])
+def test_growth_that_fails_waits_for_calm_again_longer_each_time(refusal: str) -> None:
+    machine = Machine(others=15_000)
+    machine.look()
+    low = machine.ours
+    machine.others = 0
+    if refusal == "raises":
+        machine.refuses = MemoryError("no")
+    else:
+        machine.gives = low
+    asked = []
+    for number in range(1, 100):
+        before = machine.asked
+        with contextlib.suppress(MemoryError):
+            machine.look()
+        asked += [number] * (machine.asked - before)
+    assert asked == [10, 30, 70] and machine.ours == low
+    machine.refuses = machine.gives = None
+    machine.look(51 + 30)  # the last of the longer spells, then usual ones
+    assert machine.ours == WANTED
+
+
+def test_who_is_told_of_a_change_may_fail_and_the_change_counts() -> None:
+    machine = Machine(others=15_000)
+    low = 3000
+
+    def fails() -> None:
+        raise OSError("no advice")
+
+    machine.watch = PressureWatch(WANTED, LEAST, machine.apply, lambda: machine.available, changed=fails)
+    machine.others = 20_000 - low - FLOOR - FLOOR // 2
+    with pytest.raises(OSError, match="no advice"):
+        machine.look()
+    assert machine.applied == [low]
+    machine.others += FLOOR // 2 + 100
+    with pytest.raises(OSError, match="no advice"):
+        machine.look()
+    assert machine.applied == [low, low - 100 - FLOOR // 2]
+
+
+@pytest.mark.parametrize("who", ["available", "floor", "apply"])
+def test_the_thread_survives_a_failure_and_says_it_once(
+    who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pressure, "_PERIOD", 0.001)
+    called = {"available": 0, "floor": 0, "apply": 0}
+    failing = {who}
+    applied: list[int] = []
+    done = threading.Event()
+
+    def call(name: str) -> None:
+        called[name] += 1
+        if name in failing:
+            if called[name] == 30:
+                failing.clear()
+            raise OSError("gone") if called[name] <= 15 else UsageError("closed")
+
+    def available() -> int:
+        call("available")
+        return 0
+
+    def floor() -> int:
+        call("floor")
+        return FLOOR
+
+    def apply(budget: int) -> int:
+        call("apply")
+        applied.append(budget)
+        if budget == LEAST:
+            done.set()
+        return budget
+
+    watch = PressureWatch(WANTED, LEAST, apply, available, floor)
+    watch.start()
+    assert done.wait(timeout=10), "memory was never given back"
+    watch.stop()
+    assert called[who] > 30 and applied[-1] == LEAST
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2 and "gone" in errors[0] and "closed" in errors[1]
+    changes = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(changes) == len(applied), "a change that was refused is none"
+
+
+def test_a_failure_with_figures_does_not_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pressure, "_PERIOD", 0.0001)
+    enough = threading.Event()
+    looks = iter(range(1, 1_000_000))
+
+    def available() -> int:
+        number = next(looks)
+        if number == 100:
+            enough.set()
+        raise MemoryError(f"{number} bytes")
+
+    watch = PressureWatch(WANTED, LEAST, lambda _: None, available)
+    watch.start()
+    assert enough.wait(timeout=10)
+    watch.stop()
+    assert 2 < len(caplog.records) < 50
+
+
 def test_a_model_gives_memory_back_and_takes_it_again(
     generated_model: ModelFactory, stock: StockProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,3 +347,31 @@ def test_a_model_gives_memory_back_and_takes_it_again(
         assert llama.expert_stats()["resident"] <= llama.expert_stats()["slots"] == 1
         memory.available = 1 << 39
         write_until(lambda: llama.expert_stats()["budget_bytes"] == roomy)
+
+
+def test_a_model_whose_memory_could_not_be_looked_at_gives_it_back_later(
+    generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SimpleNamespace(total=1 << 40, available=1 << 39)
+    looks = iter(range(1, 1_000_000))
+    failed = threading.Event()
+
+    def look() -> SimpleNamespace:
+        if next(looks) % 2:
+            failed.set()
+            raise OSError("/proc is gone")
+        return memory
+
+    with contextlib.closing(Llama(generated_model("qwen2moe").path, ram_budget="90%", **SETTINGS)) as llama:
+        assert llama.engine is not None
+        roomy = llama.expert_stats()["budget_bytes"]
+        monkeypatch.setattr(pressure, "_PERIOD", 0.002)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        llama.set_ram_budget("90%")
+        monkeypatch.setattr(psutil, "virtual_memory", look)
+        assert failed.wait(timeout=10)
+        memory.available = 0
+        deadline = time.monotonic() + 30
+        while llama.expert_stats()["budget_bytes"] == roomy:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -91,6 +91,16 @@ def test_nothing_is_replaced_unless_forced(source: Path, target: Path, invoke: I
     assert keys(target)[COMMON] == 128
 
 
+def test_a_forced_target_that_is_a_link_stays_one(source: Path, target: Path, tmp_path: Path, invoke: Invoke) -> None:
+    file = tmp_path / "elsewhere.gguf"
+    file.write_text("old")
+    file.chmod(0o600)
+    target.symlink_to(file)
+    assert invoke("widen", source, target, "--ff", "128", "--force").exit_code == 0
+    assert target.is_symlink() and keys(file)[COMMON] == 128
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("same", ["path", "link"])
 def test_the_model_itself_is_never_replaced(same: str, source: Path, target: Path, invoke: Invoke) -> None:
     if same == "link":

@@ -107,6 +107,32 @@ def test_not_even_the_least_is_an_error_that_is_said(
     assert any("CPU: no memory" in record.getMessage() for record in caplog.records)
 
 
+def test_a_gpu_that_gave_everything_gets_slots_again(
+    generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = Gpu(monkeypatch)
+    with _open(str(generated_model("llama-q4_0").path), "100%") as llama:
+        wanted = list(write(llama, PROMPT, N_NEW))
+        assert llama.engine is not None
+        llama.engine.native.limit_vram(0, 0)
+        gpu.free = 0
+        deadline = time.monotonic() + 30
+        while llama.expert_stats()["slots"] > 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        llama.reset()
+        with pytest.raises(MemoryError, match="no GPU memory for experts"):
+            llama.eval(PROMPT)
+        llama.engine.native.limit_vram(0, 1 << 40)
+        gpu.free = 1 << 40
+        while llama.expert_stats()["slots"] < llama.expert_stats()["experts"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        llama.reset()
+        assert list(write(llama, PROMPT, N_NEW)) == wanted
+    assert any("may not take" in record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+
+
 def test_a_model_that_was_all_in_vram_gets_a_policy_when_it_shrinks(generated_model: ModelFactory) -> None:
     with _open(str(generated_model("llama-q4_0").path), "100%") as llama:
         wanted = list(write(llama, PROMPT, N_NEW))
