@@ -76,37 +76,39 @@ class GpuStream {
         ggml_tensor *node, *weight, *ids;
     };
 
-    void     look_at(ggml_cgraph * graph);
-    void     run(ggml_cgraph * graph);
-    void     run_token(ggml_cgraph * graph);
-    void     run_tokens(ggml_cgraph * graph);
-    void     choose_form(ggml_cgraph * graph);
-    int      end_of_piece(ggml_cgraph * graph, size_t k) const;
-    bool     is_whole(const FfnChain & chain) const;
-    bool     foresees(const FfnChain & chain) const;
-    bool     may_compute_on_host(const FfnChain & chain) const;
-    void     lay_out(ggml_cgraph * graph);
-    void     patch(ggml_cgraph * graph, size_t i);
-    void     compute_nodes(ggml_cgraph * graph, int begin, int end);
-    void     submit(ggml_cgraph * graph);
-    void     ask_router(size_t i);
-    void     ask_told(size_t k); // k: place in partly_
-    bool     wants_its_inputs(size_t i) const;
-    void     hear_router(size_t i);
-    void     prepare_repeats(ggml_cgraph * graph);
-    void     begin_ahead(ggml_cgraph * graph, size_t i);
-    bool     much_is_missing(uint32_t layer) const;
-    bool     was_right(const FfnChain & chain, const LayerStep & step) const;
-    void     submit(const Aside & aside);
-    void     wait_for(size_t k);
-    void     put_slots(size_t i, const LayerStep & step);
-    void     share_out(size_t i, std::vector<Wanted> * missing);
-    void     compute_on_host(ggml_cgraph * graph, size_t i);
-    uint32_t time_on_host(ggml_cgraph * graph, size_t i, std::vector<uint32_t> & experts);
-    void     send_rows(ggml_cgraph * graph, size_t i);
-    bool     is_on_host(uint32_t expert) const;
-    void     look_ahead(size_t i);
-    void     compute_in_passes(ggml_cgraph * graph, const FfnChain & chain, LayerStep & step);
+    void look_at(ggml_cgraph * graph);
+    void run(ggml_cgraph * graph);
+    void run_token(ggml_cgraph * graph);
+    void run_tokens(ggml_cgraph * graph);
+    void choose_form(ggml_cgraph * graph);
+    int  end_of_piece(ggml_cgraph * graph, size_t k) const;
+    bool is_whole(const FfnChain & chain) const;
+    bool foresees(const FfnChain & chain) const;
+    // Of a layer's experts, nearly all.
+    static bool needs_all(const FfnChain & chain);
+    bool        may_compute_on_host(const FfnChain & chain) const;
+    void        lay_out(ggml_cgraph * graph);
+    void        patch(ggml_cgraph * graph, size_t i);
+    void        compute_nodes(ggml_cgraph * graph, int begin, int end);
+    void        submit(ggml_cgraph * graph);
+    void        ask_router(size_t i);
+    void        ask_told(size_t k); // k: place in partly_
+    bool        wants_its_inputs(size_t i) const;
+    void        hear_router(size_t i);
+    void        prepare_repeats(ggml_cgraph * graph);
+    void        begin_ahead(ggml_cgraph * graph, size_t i);
+    bool        much_is_missing(uint32_t layer) const;
+    bool        was_right(const FfnChain & chain, const LayerStep & step) const;
+    void        submit(const Aside & aside);
+    void        wait_for(size_t k);
+    void        put_slots(size_t i, const LayerStep & step);
+    void        share_out(size_t i, std::vector<Wanted> * missing);
+    void        compute_on_host(ggml_cgraph * graph, size_t i);
+    uint32_t    time_on_host(ggml_cgraph * graph, size_t i, std::vector<uint32_t> & experts);
+    void        send_rows(ggml_cgraph * graph, size_t i);
+    bool        is_on_host(uint32_t expert) const;
+    void        look_ahead(size_t i);
+    void        compute_in_passes(ggml_cgraph * graph, const FfnChain & chain, LayerStep & step);
 
     std::shared_ptr<ggml_backend> gpu_; // shared with engines, which may have to wait for it
     ggml_abort_callback           abort_      = nullptr;
