@@ -267,18 +267,15 @@ void Engine::take_vram(const std::vector<uint32_t> & n_slot) {
             }
         }
     }
-    for (uint32_t g = 0; g < gpus_.size(); ++g) {
-        if (bytes_of(n_slot, g) > gpus_[g].limit) {
-            throw Error(PYE_E_MEMORY, std::string(ggml_backend_dev_name(gpus_[g].device)) + " may not take " +
-                                          std::to_string(bytes_of(n_slot, g)) + " bytes for expert slots");
-        }
-    }
     for (size_t c = 0; c < classes_.size(); ++c) {
-        if (classes_[c].memory == nullptr &&
-            n_slot[c] > 0) { // 0: that GPU could not take its memory, and still has none
+        if (classes_[c].memory == nullptr && n_slot[c] > 0) { // 0: of a GPU that could not take its memory before
+            const uint32_t      g     = index_.classes[c].gpu;
             const ExpertLayer & shape = index_.layers[index_.classes[c].layers[0]];
-            classes_[c].memory = std::make_unique<DeviceArena>(gpus_[index_.classes[c].gpu].device, shape, n_slot[c],
-                                                               index_.n_expert_used);
+            if (bytes_of(n_slot, g) > gpus_[g].limit) {
+                throw Error(PYE_E_MEMORY, std::string(ggml_backend_dev_name(gpus_[g].device)) + " may not take " +
+                                              std::to_string(bytes_of(n_slot, g)) + " bytes for expert slots");
+            }
+            classes_[c].memory = std::make_unique<DeviceArena>(gpus_[g].device, shape, n_slot[c], index_.n_expert_used);
             classes_[c].store->resize(n_slot[c]);
         }
     }
