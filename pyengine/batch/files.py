@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,8 +75,9 @@ def open_batch(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(prompts.open("rb")) if isinstance(prompts, Path) else prompts
         regular = isinstance(prompts, Path) and prompts.is_file()
-        if regular and isinstance(answers, Path) and answers.exists() and answers.samefile(prompts):  # type: ignore[arg-type]
-            raise UsageError(f"{answers} holds the prompts; the answers need a file of their own")
+        if _one_file(prompts, answers):
+            name = answers if isinstance(answers, Path) else getattr(answers, "name", answers)
+            raise UsageError(f"{name} holds the prompts; the answers need a file of their own")
         written = stack.enter_context(open_answers(answers, overwrite=overwrite, retry_failed=retry_failed))
         if regular:
             total = _survey(file, written.answered.digests, f"{prompts}", f"{answers}")
@@ -87,6 +90,15 @@ def open_batch(
         else:
             total = None
         yield BatchFiles(file, written, total)
+
+
+def _one_file(*names: Path | BinaryIO) -> bool:
+    """Whether two are one regular file, whatever links lead to it, open or not."""
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not there yet, or none of the system's
+            found.append(name.stat() if isinstance(name, Path) else os.fstat(name.fileno()))
+    return len(found) == 2 and stat.S_ISREG(found[0].st_mode) and os.path.samestat(*found)
 
 
 def _survey(file: BinaryIO, answered: dict[int, str], prompts_name: str, answers_name: str) -> int:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
+import llama_cpp
+
+import pyengine
 from pyengine.batch.course import set_course
 from pyengine.batch.errors import LineError, invalid_body
 from pyengine.batch.files import BatchFiles, open_batch
-from pyengine.batch.grouping import WINDOW, Prompt, Window
+from pyengine.batch.grouping import WINDOW, Prompt, Window, choose_parallel
 from pyengine.batch.lines import Line
 from pyengine.batch.prompts import PromptReader
 from pyengine.batch.requests import read_envelope, read_request
 from pyengine.batch.responses import answer, error_answer
 from pyengine.batch.summary import BatchSummary, ExpertAccounts
-from pyengine.errors import one_line
+from pyengine.errors import UsageError, one_line
 from pyengine.sessions import PrefixCache, PromptTooLongError, Request, SamplingParams, Scheduler, Session
 
 if TYPE_CHECKING:
@@ -35,8 +40,8 @@ _PREPARED_PER_STEP = 8
 
 def run_batch(
     llm: Llama,
-    prompts: str | Path | BinaryIO,
-    answers: str | Path | BinaryIO,
+    prompts: str | os.PathLike[str] | BinaryIO,
+    answers: str | os.PathLike[str] | BinaryIO,
     *,
     parallel: int | None = None,
     sampling: SamplingParams | None = None,
@@ -74,13 +79,17 @@ def run_batch(
 
     Raises:
         AnswersError: the answers are of other prompts, of another model or program, or another process writes them.
-        UsageError: `parallel` is more than the model was opened for; prompts and answers are one file; another
-            scheduler has the model.
+        UsageError: an argument is none of those above, e.g. `parallel` more than the model was opened for; prompts and
+            answers are one file; the model is closed, or another scheduler or thread has it. The answers are as before.
         ExpertReadError: experts could not be read. The answers so far are kept.
         RuntimeError: the computation failed. The answers so far are kept.
         OSError: a file cannot be opened, read or written.
     """
-    with open_batch(_path(prompts), _path(answers), overwrite=overwrite, retry_failed=retry_failed) as files:
+    for name, given in {"overwrite": overwrite, "retry_failed": retry_failed}.items():
+        if not isinstance(given, bool):
+            raise UsageError(f"{name} must be True or False, and is {given!r:.40}")
+    source, target = _file("prompts", prompts, "read"), _file("answers", answers, "writ")
+    with open_batch(source, target, overwrite=overwrite, retry_failed=retry_failed) as files:
         return answer_files(
             llm, files, parallel=parallel, sampling=sampling, window=window, progress=progress, stop=stop
         )
@@ -103,6 +112,7 @@ def answer_files(
         waiting: entered while a line of the prompts is read, which may take for ever where they come from a pipe. A
             KeyboardInterrupt raised there ends the batch as `stop` does, if `stop` says True then.
     """
+    _check(llm, sampling, {"parallel": parallel, "window": window}, {"progress": progress, "stop": stop})
     batch = _Batch(llm, files, sampling or SamplingParams(), waiting)
     batch.run(parallel, window, progress or (lambda _: None), stop or (lambda: False))
     return batch.summary
@@ -144,6 +154,7 @@ class _Batch:
         llm, summary = self._llm, self.summary
         started = time.monotonic()
         window = Window(self._prompts(), window_size)
+        self._check_possible(parallel)
         prompts = window.look()
         course = set_course(llm, parallel, prompts, are_all=window.exhausted)
         course.enter(summary)
@@ -175,6 +186,14 @@ class _Batch:
                 summary.running_tokens = 0
                 accounts.enter(summary, llm.expert_stats())
                 course.finish(summary)
+
+    def _check_possible(self, parallel: int | None) -> None:
+        """Whether lines could be computed at all, before the first error line takes the place of what is overwritten.
+        Raises UsageError."""
+        llm = self._llm
+        n_sequences = int(llama_cpp.llama_n_seq_max(llm.ctx))
+        with Scheduler(llm, max_sequences=choose_parallel(parallel, n_sequences, llm.n_ctx(), ())):
+            pass
 
     def _submit(self, scheduler: Scheduler, prompt: Prompt) -> None:
         try:
@@ -254,5 +273,26 @@ class _Batch:
         return data
 
 
-def _path(file: str | Path | BinaryIO) -> Path | BinaryIO:
-    return Path(file) if isinstance(file, str) else file
+def _file(name: str, given: str | os.PathLike[str] | BinaryIO, does: Literal["read", "writ"]) -> Path | BinaryIO:
+    """Raises UsageError unless it is a path, or can do that with bytes."""
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    something: object = given
+    can = getattr(something, f"{does}able", None)
+    if can is None or isinstance(something, io.TextIOBase) or not can():
+        raise UsageError(f"{name} must be a path, or a binary file open for {does}ing, and is {given!r:.80}")
+    return given
+
+
+def _check(llm: Llama, sampling: object, numbers: Mapping[str, object], calls: Mapping[str, object]) -> None:
+    """Raise UsageError for what would otherwise show only when answers are written."""
+    if not isinstance(llm, pyengine.Llama):
+        raise UsageError(f"llm must be a pyengine.Llama, and is {llm!r:.80}")
+    if not isinstance(sampling, SamplingParams | None):
+        raise UsageError(f"sampling must be a pyengine.sessions.SamplingParams, and is {sampling!r:.80}")
+    for name, number in numbers.items():
+        if number is not None and type(number) is not int:
+            raise UsageError(f"{name} must be an integer, and is {number!r:.40}")
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise UsageError(f"{name} must be something to call, and is {call!r:.40}")

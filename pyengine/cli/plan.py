@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pyengine.cli.options import CONTEXT_STEP, DEFAULT_CONTEXT, Command, Option, budget
 
@@ -147,6 +148,10 @@ def command(
     for option, limit in limits.items():
         if limit is not None and not batch:
             raise click.UsageError(f"{option} needs --batch.")
+    for name in ("prompt_tokens", "answer_tokens"):
+        source = click.get_current_context().get_parameter_source(name)
+        if source is ParameterSource.COMMANDLINE and not batch:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --batch.")
 
     from pyengine import bundled_model, startup
     from pyengine.cli.plan_gpu import device_for, gpu_json, gpu_plan, show_gpu

@@ -51,7 +51,7 @@ class Scheduler:
         prefixes: keeps prompts that were computed; None: nothing is shared.
 
     Raises:
-        UsageError: another scheduler has this model, or a value out of its range.
+        UsageError: another scheduler has this model, it has a vocabulary only, or a value is out of its range.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class Scheduler:
     ) -> None:
         if id(llama) in _open:
             raise UsageError("another Scheduler has this model; close it first")
+        if llama.model_params.vocab_only:
+            raise UsageError("this Llama was opened with vocab_only, and can compute nothing")
         if prompt_chunk is not None and prompt_chunk < 1:
             raise UsageError(f"prompt_chunk must be at least 1, and is {prompt_chunk}")
         self._cells = KvCells(llama)

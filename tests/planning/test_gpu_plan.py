@@ -217,6 +217,8 @@ def test_budgets_of_several_gpus_are_added() -> None:
     [
         (["--gpu", "off", "--ram-limit", "nonsense"], "--ram-limit needs --batch"),
         (["--gpu", "CPU", "--vram-limit", "nonsense"], "--vram-limit needs --batch"),
+        (["--gpu", "off", "--prompt-tokens", "5"], "--prompt-tokens needs --batch"),
+        (["--gpu", "off", "--answer-tokens", "128"], "--answer-tokens needs --batch"),
         (["--gpu", "off", "--batch", "--vram-limit", "1GiB"], "--vram-limit needs a GPU"),
         (["--gpu", "CPU", "--batch", "--ram-limit", "1GiB"], "--ram-limit needs --gpu off"),
     ],
