@@ -28,8 +28,8 @@ class PressureWatch:
     Args:
         wanted: the budget the user's choice gives, bytes; updated by set_wanted.
         least: never go below, bytes.
-        apply: called with the new budget in bytes when it must change. Returns the budget that is in force then, bytes;
-            None: the one it was called with. If it raises, the one before counts as in force.
+        apply: called with the new budget in bytes when it must change. Returns the budget that is in force then, bytes.
+            If it raises, the one before counts as in force.
         changed: called when a look has applied a budget. If it raises, that one is in force nevertheless.
         available: bytes that can still be taken without swapping.
         floor: bytes of them that must stay free.
@@ -41,7 +41,7 @@ class PressureWatch:
         self,
         wanted: int,
         least: int,
-        apply: Callable[[int], int | None],
+        apply: Callable[[int], int],
         available: Callable[[], int] = available_memory,
         floor: Callable[[], int] = half_the_reserve,
         where: str = "",
@@ -71,7 +71,7 @@ class PressureWatch:
     def set_wanted(self, wanted: int) -> None:
         """The user changed the budget. Raises what `apply` raises; then the user's choice before holds."""
         with self._lock:
-            self._now = self._applied(wanted)
+            self._now = self._apply(wanted)
             self._wanted = wanted
             self._calm, self._patience = 0, _CALM
 
@@ -105,16 +105,11 @@ class PressureWatch:
     def _change(self, budget: int, why: str) -> None:
         if budget == self._now:
             return
-        before, self._now = self._now, self._applied(budget)
+        before, self._now = self._now, self._apply(budget)
         if self._now != before:
             said = "%s is %s: expert budget %.1f -> %.1f MiB"
             _log.warning(said, self._memory, why, before / 2**20, self._now / 2**20)
         self._changed()
-
-    def _applied(self, budget: int) -> int:
-        """Bytes that are in force."""
-        now = self._apply(budget)
-        return budget if now is None else now
 
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD if self._period is None else self._period):

@@ -213,10 +213,10 @@ std::vector<uint32_t> Engine::ram_slots_for(uint64_t budget) const {
 // Of what remains beyond the first `n` slots of each class on this GPU, every class gets its share by bytes; what rounding
 // leaves goes to whoever fits.
 std::vector<uint32_t> Engine::shared_out(uint64_t budget, std::vector<uint32_t> n, uint32_t gpu) const {
-    uint64_t total = 0, first = 0;
+    const uint64_t first = bytes_of(n, gpu);
+    uint64_t       total = 0;
     for (size_t i = 0; i < n.size(); ++i) {
         total += is_on(gpu, i) ? index_.classes[i].n_expert * index_.classes[i].stride : 0;
-        first += is_on(gpu, i) ? n[i] * index_.classes[i].stride : 0;
     }
     uint64_t     left  = std::min(budget, total) - std::min(budget, first);
     const double share = total == first ? 0.0 : static_cast<double>(left) / static_cast<double>(total - first);

@@ -116,30 +116,15 @@ ggml_status ExpertFfn::compute(ggml_cgraph * graph) {
     }
 }
 
-void ExpertFfn::read_ids(const ggml_tensor * ids) {
-    ids_.resize(static_cast<size_t>(ids->ne[0] * ids->ne[1]));
-    for (int64_t t = 0; t < ids->ne[1]; ++t) {
-        for (int64_t r = 0; r < ids->ne[0]; ++r) {
-            ids_[t * ids->ne[0] + r] = *reinterpret_cast<const int32_t *>(static_cast<const char *>(ids->data) +
-                                                                          t * ids->nb[1] + r * ids->nb[0]);
-        }
-    }
-}
-
 // The chain's experts become resident and compute; then the plain nodes behind it, up to `end`.
 void ExpertFfn::run_chain(ggml_cgraph * graph, const FfnChain & chain, int end) {
     const auto     start    = std::chrono::steady_clock::now();
     const uint32_t n_expert = chain.layer().n_expert;
     layer_                  = chain.binding->layer;
-    read_ids(chain.ids);
+    read_ids(chain, chain.ids->data, &ids_);
     engine_->hear(chain.binding->layer, &ids_);
     groups_.assign(ids_, n_expert);
-    wanted_.clear();
-    for (uint32_t e = 0; e < n_expert; ++e) {
-        if (groups_.count(e) != 0) {
-            wanted_.push_back({e, groups_.count(e)});
-        }
-    }
+    list_wanted(groups_, n_expert, &wanted_);
     WeightedSum    sum;
     const bool     summing = find_weighted_sum(graph, chain.end, end, &sum);
     const Multiply how     = how_to_multiply(*engine_->classes_[chain.layer().shape_class].arena, chain.n_tokens(),

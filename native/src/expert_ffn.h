@@ -36,7 +36,6 @@ class ExpertFfn {
     void run(ggml_cgraph * graph);
     void add_up(const WeightedSum & sum);
     void look_ahead(const FfnChain & chain, const ggml_tensor * weights);
-    void read_ids(const ggml_tensor * ids);
     std::vector<InputRows> input_rows(const FfnChain & chain, const ggml_tensor * last);
 
     ggml_backend_t      cpu_;

@@ -146,6 +146,17 @@ bool belongs_to_expert_ffn(const ggml_tensor * t) {
     return (t->op == GGML_OP_NONE && binding_of(t) != nullptr) || is_rows(t) || is_rank(t) || is_sum(t);
 }
 
+void read_ids(const FfnChain & chain, const void * from, std::vector<int32_t> * ids) {
+    const auto n_used = static_cast<size_t>(chain.n_used()), n_tokens = static_cast<size_t>(chain.n_tokens());
+    ids->resize(n_used * n_tokens);
+    for (size_t t = 0; t < n_tokens; ++t) {
+        for (size_t r = 0; r < n_used; ++r) {
+            memcpy(&(*ids)[t * n_used + r],
+                   static_cast<const char *>(from) + t * chain.ids->nb[1] + r * chain.ids->nb[0], sizeof(int32_t));
+        }
+    }
+}
+
 Engine * engine_of(ggml_cgraph * graph) {
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         if (is_expert_matmul(ggml_graph_node(graph, i))) {

@@ -62,6 +62,9 @@ struct RankSum {
 // Whether two tensors share memory.
 bool overlap(const ggml_tensor * a, const ggml_tensor * b);
 
+// What a chain's router has chosen, [n_tokens][n_used], from where it lies as in chain.ids.
+void read_ids(const FfnChain & chain, const void * from, std::vector<int32_t> * ids);
+
 // Whose experts a graph needs; nullptr: nobody's.
 Engine * engine_of(ggml_cgraph * graph);
 

@@ -1,6 +1,5 @@
 #include "gpu_stream.h"
 
-#include "elapsed.h"
 #include "error.h"
 
 #include "ggml-impl.h"

@@ -4,7 +4,6 @@
 #include "ggml-impl.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace pye {
 
@@ -121,21 +120,10 @@ bool GpuStream::much_is_missing(uint32_t layer) const {
 void GpuStream::hear_router(size_t i) {
     const FfnChain & chain    = chains_[i];
     const uint32_t   n_expert = chain.layer().n_expert;
-    const auto       n_used   = static_cast<size_t>(chain.n_used());
-    ids_.resize(n_used * static_cast<size_t>(chain.n_tokens()));
-    for (size_t t = 0; t * n_used < ids_.size(); ++t) {
-        for (size_t r = 0; r < n_used; ++r) {
-            memcpy(&ids_[t * n_used + r], ffns_[i].ids + t * chain.ids->nb[1] + r * chain.ids->nb[0], sizeof(int32_t));
-        }
-    }
+    read_ids(chain, ffns_[i].ids, &ids_);
     engine_->hear(chain.binding->layer, &ids_);
     groups_.assign(ids_, n_expert);
-    wanted_.clear();
-    for (uint32_t e = 0; e < n_expert; ++e) {
-        if (groups_.count(e) != 0) {
-            wanted_.push_back({e, groups_.count(e)});
-        }
-    }
+    list_wanted(groups_, n_expert, &wanted_);
 }
 
 // Slot numbers in the place of expert ids. Several tokens: counted from the lowest slot, for the kernels work through all

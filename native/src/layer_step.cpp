@@ -8,6 +8,15 @@
 
 namespace pye {
 
+void list_wanted(const RowGroups & groups, uint32_t n_expert, std::vector<Wanted> * wanted) {
+    wanted->clear();
+    for (uint32_t e = 0; e < n_expert; ++e) {
+        if (groups.count(e) != 0) {
+            wanted->push_back({e, groups.count(e)});
+        }
+    }
+}
+
 LayerStep::LayerStep(Engine & engine, uint32_t layer)
     : engine_(engine), number_(layer), layer_(engine.index_.layers[layer]),
       store_(*engine.classes_[layer_.shape_class].store) {}

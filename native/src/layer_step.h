@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine.h"
+#include "row_groups.h"
 
 #include <functional>
 #include <vector>
@@ -14,6 +15,9 @@ struct Wanted {
     uint32_t expert;
     uint32_t pairs;
 };
+
+// The experts that any pair of a step has chosen, ascending.
+void list_wanted(const RowGroups & groups, uint32_t n_expert, std::vector<Wanted> * wanted);
 
 class LayerStep {
   public:

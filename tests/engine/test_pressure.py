@@ -176,7 +176,11 @@ def test_the_thread_looks_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
         looked.release()
         return 0
 
-    watch = PressureWatch(WANTED, LEAST, applied.append, available)
+    def apply(budget: int) -> int:
+        applied.append(budget)
+        return budget
+
+    watch = PressureWatch(WANTED, LEAST, apply, available)
     before = threading.active_count()
     watch.start()
     for _ in range(20):
@@ -187,7 +191,7 @@ def test_the_thread_looks_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_watch_that_never_started_stops() -> None:
-    PressureWatch(WANTED, LEAST, lambda _: None, lambda: 0).stop()
+    PressureWatch(WANTED, LEAST, lambda budget: budget, lambda: 0).stop()
 
 
 def test_a_budget_that_was_refused_is_not_the_one_in_force() -> None:
@@ -316,7 +320,7 @@ def test_a_failure_with_figures_does_not_fill_the_log(
             enough.set()
         raise MemoryError(f"{number} bytes")
 
-    watch = PressureWatch(WANTED, LEAST, lambda _: None, available)
+    watch = PressureWatch(WANTED, LEAST, lambda budget: budget, available)
     watch.start()
     assert enough.wait(timeout=10)
     watch.stop()

@@ -47,6 +47,13 @@ def _write_until(llama: Llama, wanted: list[int], reached: Callable[[], bool]) -
         assert list(write(llama, PROMPT, N_NEW)) == wanted
 
 
+def _wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("budget", ["60%", "100%"])
 def test_slots_go_and_come_back_while_a_model_writes(
     generated_model: ModelFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, budget: str
@@ -97,10 +104,7 @@ def test_not_even_the_least_is_an_error_that_is_said(
 
         monkeypatch.setattr(NativeEngine, "set_vram_budget", refused)
         gpu.free = 0
-        deadline = time.monotonic() + 30
-        while not any(record.levelno == logging.ERROR for record in caplog.records):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        _wait_until(lambda: any(record.levelno == logging.ERROR for record in caplog.records))
         monkeypatch.setattr(NativeEngine, "set_vram_budget", real)
         llama.reset()
         assert list(write(llama, PROMPT, N_NEW)) == wanted
@@ -116,18 +120,13 @@ def test_a_gpu_that_gave_everything_gets_slots_again(
         assert llama.engine is not None
         llama.engine.native.limit_vram(0, 0)
         gpu.free = 0
-        deadline = time.monotonic() + 30
-        while llama.expert_stats()["slots"] > 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        _wait_until(lambda: llama.expert_stats()["slots"] == 0)
         llama.reset()
         with pytest.raises(MemoryError, match="no GPU memory for experts"):
             llama.eval(PROMPT)
         llama.engine.native.limit_vram(0, 1 << 40)
         gpu.free = 1 << 40
-        while llama.expert_stats()["slots"] < llama.expert_stats()["experts"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        _wait_until(lambda: llama.expert_stats()["slots"] == llama.expert_stats()["experts"])
         llama.reset()
         assert list(write(llama, PROMPT, N_NEW)) == wanted
     assert any("may not take" in record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
