@@ -432,6 +432,7 @@ class NativeEngine:
 
     def set_replay(self, ids: npt.NDArray[np.int32]) -> None:
         """Expert ids for the following steps in the place of the router's, begun anew after the last; none ends it.
+        Layers that lie in VRAM as a whole keep their router's.
 
         Args:
             ids: int32 [n_step, n_layer, n_expert_used].

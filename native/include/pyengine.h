@@ -290,7 +290,7 @@ PYE_API void pye_take_notice(pye_engine * engine, char * sentence, size_t capaci
 
 /* For benchmarks of movement with random weights: from the next step on, expert ids come from here and not from the router;
  * [n_step][n_layer][n_used], row-major, begun anew after the last. A step with several tokens takes as many rows. n_step = 0
- * gives the router back its say. */
+ * gives the router back its say. On a GPU, layers that lie in VRAM as a whole keep their router's ids, for nobody reads them. */
 PYE_API int32_t pye_set_replay(pye_engine * engine, const int32_t * ids, size_t n_step, size_t n_used);
 
 PYE_API int32_t pye_get_info(const pye_engine * engine, pye_info * out);
